@@ -1,0 +1,126 @@
+"""The command line of the five versions: options made from a Config, and errors in one line."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+
+from shared.files import UserError, read_json
+from shared.tokens import Tokenizer
+
+ConfigType = TypeVar("ConfigType")
+
+# Limits of the options; any other number must be more than 0.
+MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
+MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate"}
+AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31}
+
+
+def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
+    """The config that `arguments` (None: those of the process) ask for.
+
+    With --resume or --sample, what they do not say is as the run in --out was started.
+    """
+    config = _parse(config_class, arguments, None)
+    if config.resume or config.sample:
+        config = _parse(config_class, arguments, load_config(config_class, config.out))
+    return config
+
+
+def _parse(
+    config_class: type[ConfigType], arguments: Sequence[str] | None, default: ConfigType | None
+) -> ConfigType:
+    """tyro's command line for `config_class`, its boxed complaints told in one line."""
+    complaint = io.StringIO()
+    settings = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_class, args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **settings
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = complaint.getvalue().split("───\n")[0].split("\n│ ───")[0]
+        lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+        raise UserError(" ".join(lines) + " (see --help)") from None
+
+
+def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
+    """The config that the run in folder `out` was started with."""
+    path = Path(out) / "config.json"
+    values = read_json(path)
+    try:
+        return config_class(**values | {"out": out, "resume": False, "sample": False})
+    except TypeError:
+        raise UserError(f"{path} is of another version") from None
+
+
+def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any version
+    """UserError unless each value of `config` is of its type and each number within its limits."""
+    for field in dataclasses.fields(config):
+        value, option = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        if field.type in (int, float, bool, str):
+            number = field.type is float and type(value) is int
+            if not (type(value) is field.type or number):
+                raise UserError(f"{option} {value!r} is not of type {field.type.__name__}")
+        if type(value) in (int, float):
+            limit = AT_MOST.get(field.name, math.inf)
+            low = value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)
+            if low or value > limit or not math.isfinite(value):
+                least = "0 or more" if field.name in MAY_BE_ZERO else "more than 0"
+                most = "" if limit == math.inf else f", at most {limit}"
+                raise UserError(f"{option} {value} must be {least}{most}")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
+        sys.exit(1)
+
+
+def pick_device(name: str) -> str:
+    """The device for `--device name`; UserError if this machine has none of that name."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available.get(name):
+        raise UserError(f"--device {name}: this machine has no such device; use --device auto")
+    return name
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids of `prompt`; UserError if it holds what the tokenizer cannot give back."""
+    ids = tokenizer.encode(prompt)
+    if tokenizer.decode(ids) != prompt:
+        lost = sorted({c for c in prompt if tokenizer.decode(tokenizer.encode(c)) != c})
+        raise UserError(f"--prompt holds characters that the vocabulary lacks: {lost}")
+    return ids
+
+
+def print_text(text: str) -> None:
+    """Print any text on any terminal: what its encoding lacks becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)

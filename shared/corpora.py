@@ -1,0 +1,321 @@
+"""Corpora: where text comes from, and how it is split into training and validation documents.
+
+`load_corpus` turns a name or a path into two UTF-8 files, one a split, whose documents are
+separated by `<|endoftext|>`; `read_documents` reads them back one document at a time. Every tenth
+document is for validation; a text of fewer than ten documents is cut at nine tenths of its length
+instead, at the end of a line. A corpus that comes with a split of its own keeps it.
+"""
+
+import ast
+import gzip
+import hashlib
+import os
+import shutil
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shared.files import ROOT, UserError, atomic_write, read_json, write_json
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE_BYTES = 1 << 20  # how much of a file is held at a time
+VALIDATION_EVERY = 10  # one document in so many is for validation
+
+_TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
+_OWT = "https://huggingface.co/datasets/stanford-cs336/owt-sample/resolve/main/"
+_WIKITEXT = (
+    "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
+)
+_CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
+
+# Name -> the addresses of the text, or of its two published splits.
+DOWNLOADS: dict[str, tuple[str, ...]] = {
+    "tinystories": (
+        _TINYSTORIES + "TinyStoriesV2-GPT4-train.txt",
+        _TINYSTORIES + "TinyStoriesV2-GPT4-valid.txt",
+    ),
+    "owt": (_OWT + "owt_train.txt.gz", _OWT + "owt_valid.txt.gz"),
+    "wikitext": (_WIKITEXT + "train.txt", _WIKITEXT + "valid.txt"),
+    "shakespeare": (_CHAR_RNN + "tinyshakespeare/input.txt",),
+}
+# The files whose SHA-256 is published or known.
+CHECKSUMS = {
+    DOWNLOADS["shakespeare"][0]: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Two files of documents, and what identifies them. Bytes are of text, without separators."""
+
+    name: str
+    sha256: str
+    train: Path
+    val: Path
+    train_bytes: int
+    val_bytes: int
+
+
+def cache_folder() -> Path:
+    """Where corpora, tokenizers and token files are kept: `runs/cache`, or $LADDER_CACHE."""
+    return Path(os.environ.get("LADDER_CACHE") or ROOT / "runs" / "cache")
+
+
+def load_corpus(data: str) -> Corpus:
+    """The corpus called `data`: `pydocs`, a name in DOWNLOADS, a text file, or a folder of them.
+
+    It is prepared once and kept in the cache. UserError if there is no such corpus, it cannot be
+    downloaded, it is not UTF-8 text, or too little of it is there to be split.
+    """
+    if data == "pydocs":
+        folder = cache_folder() / f"pydocs-{sys.implementation.name}-{sys.version.split()[0]}"
+        if not (folder / "corpus.json").exists():
+            _write_splits("pydocs", _pydocs_documents(), folder)
+        return _open_corpus(folder)
+    if data in DOWNLOADS:
+        folder = cache_folder() / data
+        if not (folder / "corpus.json").exists():
+            files = [_download(url, folder) for url in DOWNLOADS[data]]
+            if len(files) == 1:
+                _write_splits(data, read_documents(files[0]), folder)
+            else:
+                _keep_splits(data, *files, folder)
+        return _open_corpus(folder)
+    path = Path(data).expanduser()
+    if not path.exists():
+        names = ", ".join(["pydocs", *DOWNLOADS])
+        raise UserError(f"--data {data}: no file or folder of that name, nor one of {names}")
+    files = [path] if path.is_file() else sorted(_visible_files(path))
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    folder = cache_folder() / "files" / key
+    if not (folder / "corpus.json").exists():
+        documents = chain.from_iterable(read_documents(file) for file in files)
+        _write_splits(path.name or str(path), documents, folder)
+    return _open_corpus(folder)
+
+
+def read_documents(path: str | Path) -> Iterator[str]:
+    """The documents of a UTF-8 file, in order, exactly as they stand there; empty ones left out."""
+    separator = END_OF_TEXT.encode("utf-8")
+    buffer, searched, offset = bytearray(), 0, 0
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                buffer += piece
+                while (end := buffer.find(separator, searched)) >= 0:
+                    if end:
+                        yield buffer[:end].decode("utf-8")
+                    del buffer[: end + len(separator)]
+                    offset += end + len(separator)
+                    searched = 0
+                searched = max(0, len(buffer) - len(separator))  # a separator may be cut in two
+        if buffer:
+            yield buffer.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start:,})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
+    """Training documents of about `n_bytes` in all, spread evenly over the corpus."""
+    share = n_bytes / max(1, corpus.train_bytes)
+    seen = taken = 0
+    for document in read_documents(corpus.train):
+        size = len(document.encode("utf-8"))
+        if taken <= seen * share and taken < n_bytes:
+            taken += size
+            yield document
+        seen += size
+
+
+def well_formed(text: str) -> str:
+    """`text` with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD.
+
+    A high surrogate before a low one becomes the character the two stand for; tiktoken does the
+    same with both.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+# ---- the embedded corpus ----
+
+
+def _pydocs_documents() -> Iterator[str]:
+    """The documentation that every CPython carries: docstrings and the topics of `pydoc`.
+
+    Docstrings of at least 100 characters of the standard library, read with `ast`, nothing
+    imported; each text once. About 2 MB of prose in 4,000 documents, a little different in every
+    Python version.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"test", "tests", "idle_test", "lib2to3", "turtledemo", "__pycache__"}
+    skipped |= {"site-packages", "dist-packages"}
+    files = sorted(
+        f for f in library.rglob("*.py") if not skipped & set(f.relative_to(library).parts)
+    )
+    texts: dict[str, None] = {}  # a set that keeps the order
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for file in tqdm(files, desc="reading pydocs", unit="file", leave=False):
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue  # a file that this Python cannot parse documents nothing
+        for node in ast.walk(tree):
+            if isinstance(node, documented):
+                texts[well_formed(ast.get_docstring(node) or "")] = None
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        topics = {}
+    texts.update(dict.fromkeys(topics[name] for name in sorted(topics)))
+    yield from (text for text in texts if len(text) >= 100)
+
+
+# ---- preparing the two splits ----
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
+
+
+def _write_splits(name: str, documents: Iterable[str], folder: Path) -> None:
+    """Write train.txt, val.txt and, last of all, corpus.json, which says that they are whole."""
+    documents = (document for document in documents if not document.isspace())
+    first = list(islice(documents, VALIDATION_EVERY))
+    if not first:
+        raise UserError(f"{name} holds no text")
+    if len(first) < VALIDATION_EVERY:
+        text = END_OF_TEXT.join(first)
+        cut = len(text) * 9 // 10
+        cut = text.find("\n", cut, len(text) - 1) + 1 or cut
+        placed = iter([("train", text[:cut]), ("val", text[cut:])])
+    else:
+        placed = (
+            ("train" if (i + 1) % VALIDATION_EVERY else "val", document)
+            for i, document in enumerate(chain(first, documents))
+        )
+    train, val = folder / "train.txt", folder / "val.txt"
+    with atomic_write(train) as train_file, atomic_write(val) as val_file:
+        files = {"train": train_file, "val": val_file}
+        for split, text in tqdm(placed, desc="splitting", unit="document", leave=False):
+            files[split].write((text + END_OF_TEXT).encode("utf-8"))
+    _keep_splits(name, train, val, folder)
+
+
+def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
+    """Record two whole files of documents as a corpus."""
+    digest = hashlib.sha256()
+    sizes = []
+    for path in (train, val):
+        size = 0
+        for document in read_documents(path):
+            data = document.encode("utf-8")
+            size += len(data)
+            digest.update(data + END_OF_TEXT.encode("utf-8"))
+        digest.update(b"\xff")  # between the splits: no UTF-8 text holds this byte
+        sizes.append(size)
+    corpus = Corpus(name, digest.hexdigest(), train, val, *sizes)
+    facts = asdict(corpus) | {"train": train.name, "val": val.name}
+    write_json(folder / "corpus.json", facts)
+
+
+def _open_corpus(folder: Path) -> Corpus:
+    facts = read_json(folder / "corpus.json")
+    try:
+        facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
+        corpus = Corpus(**facts)
+    except (KeyError, TypeError):
+        raise UserError(f"{folder} is damaged: delete it and run again") from None
+    if not (corpus.train.is_file() and corpus.val.is_file()):
+        raise UserError(f"{folder} is damaged: delete it and run again")
+    if not corpus.val_bytes:
+        raise UserError(f"{corpus.name} is too short to set a tenth of it aside for validation")
+    return corpus
+
+
+# ---- downloads ----
+
+
+def _download(url: str, folder: Path) -> Path:
+    """Fetch `url` into `folder`, unpacked if it is gzip; go on where a broken download stopped."""
+    archive = folder / url.rsplit("/", 1)[1]
+    text = archive.with_suffix("") if archive.suffix == ".gz" else archive
+    if text.exists():
+        return text
+    partial = archive.with_name(archive.name + ".part")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not archive.exists():
+        try:
+            _fetch(url, partial)
+        except (OSError, ValueError) as error:  # URLError, timeouts and broken connections too
+            reason = getattr(error, "reason", None) or error
+            raise UserError(
+                f"cannot download {url} ({reason}): run again to go on, or put the file at "
+                f"{archive}, or train on the embedded corpus with --data pydocs"
+            ) from None
+        if (expected := CHECKSUMS.get(url)) and _file_sha256(partial) != expected:
+            partial.unlink()
+            raise UserError(f"{url} arrived damaged (wrong SHA-256) and was removed: run again")
+        os.replace(partial, archive)
+    if text != archive:
+        try:
+            with gzip.open(archive) as packed, atomic_write(text) as unpacked:
+                shutil.copyfileobj(packed, unpacked, PIECE_BYTES)
+        except (OSError, EOFError) as error:
+            raise UserError(
+                f"{archive} cannot be unpacked ({error}): delete it, run again"
+            ) from None
+        archive.unlink()
+    return text
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Append what is missing of `url` to `partial`; OSError if the connection ends early."""
+    start = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # "range not satisfiable": there is nothing after `start`
+            raise
+        partial.unlink()  # whether what we have is the whole cannot be told: begin again
+        return _fetch(url, partial)
+    with response:
+        if response.status != 206:  # the server sends everything from the beginning
+            start = 0
+        left = response.headers.get("Content-Length")
+        total = start + int(left) if left else None
+        with open(partial, "ab" if start else "wb") as file:
+            bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem)
+            with bar:
+                while piece := response.read(PIECE_BYTES):
+                    file.write(piece)
+                    bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and partial.stat().st_size != total:
+        raise OSError(f"{partial.stat().st_size:,} of {total:,} bytes came")
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,337 @@
+"""A run: a model in training, how far it has come, and the folder that keeps it. No model code.
+
+config.json     what it was started with           samples.txt     text it wrote
+metrics.jsonl   a JSON object a log line           loss.png        its curves
+summary.json    what came out                      tokenizer.json, checkpoint.pt
+"""
+
+import dataclasses
+import io
+import json
+import math
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from shared.command_line import pick_device, print_text
+from shared.corpora import Corpus
+from shared.files import ROOT, UserError, atomic_write, json_sha256, write_json, write_text
+from shared.tokens import Tokenizer, token_lengths
+
+QUICK_TOKENS = 50_000  # of the validation text are scored during training, all at the end
+LOG_EVERY = 10  # steps between rows of training loss
+
+# Options that may change when a run goes on or is sampled from; all others made it what it is.
+FREE_OPTIONS = {
+    *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
+    *("top_p", "max_new_tokens", "checkpoint_every", "compile"),
+}
+
+
+class Run:
+    """A model, how far its training has come, and the folder that keeps both.
+
+    As a context manager it records the training: the progress bar, metrics.jsonl, and the wish to
+    stop. Ctrl-C and SIGTERM only make a checkpoint due, since half a step is no state to go on
+    from; once it is written, the process ends.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        config: Any,  # noqa: ANN401
+        tokenizer: Tokenizer,
+        model: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        corpus: Corpus | None = None,
+    ) -> None:
+        self.version, self.config, self.tokenizer = version, config, tokenizer
+        self.model, self.optimizers, self.corpus = model, optimizers, corpus
+        self.out = Path(config.out)
+        self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
+        self.device = torch.device(pick_device(config.device))
+        model.to(self.device)
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []  # of the steps since the last row of training loss
+        self.rows: list[dict] = []
+        self.scores: dict[str, float] = {}  # the last ones
+        self.signal = 0  # the signal that asked us to stop
+        # What must be the same in a checkpoint; what may differ is in FREE_OPTIONS.
+        self.identity = {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
+        self.identity |= dataclasses.asdict(config) | {"corpus": corpus and corpus.sha256}
+
+    # -- checkpoints --
+
+    def write_checkpoint(self, state: dict) -> None:
+        """Write `state` and how far the run has come; after a signal, end the process."""
+        progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
+        progress["rows"] = len(self.rows)
+        with atomic_write(self.checkpoint) as file:
+            torch.save(state | {"identity": self.identity, "progress": progress}, file)
+        if self.signal:
+            self.bar.close()
+            print(f"stopped at step {self.step:,} and saved; --resume --out {self.out} goes on")
+            sys.exit(128 + self.signal)
+
+    @contextmanager
+    def reading_checkpoint(self) -> Iterator[dict]:
+        """The state in the checkpoint, the run put back to where it was then.
+
+        UserError if there is none, if it is of another run, or if it is too damaged to be used.
+        """
+        path = self.checkpoint
+        if not path.exists():
+            raise UserError(f"{path} is not there: train first, or name the run with --out")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            saved, progress = state["identity"], state["progress"]
+            for name, value in self.identity.items():
+                if name not in FREE_OPTIONS and value is not None and saved[name] != value:
+                    raise UserError(
+                        f"{path} is of a run with {name.replace('_', '-')} {saved[name]}, not "
+                        f"{value}: use the same, or start a new run with another --out"
+                    )
+            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.losses = progress["losses"]
+            self.rows = read_rows(self.metrics)[: progress["rows"]]
+            yield state
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            raise UserError(f"{path} is no whole checkpoint ({type(error).__name__})") from None
+
+    # -- training --
+
+    def __enter__(self) -> "Run":
+        if self.step > self.config.steps:
+            raise UserError(f"the run in {self.out} is past --steps {self.config.steps} already")
+        if not self.config.resume:
+            self._start()
+        self._write_rows()
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python's own condition
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._remember)
+        self._announce()
+        steps = self.config.steps
+        self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: object) -> None:
+        if self.signal:  # the second one does not wait
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def _start(self) -> None:
+        """Make the folder a new run's; an earlier one's files go."""
+        if self.checkpoint.exists():
+            print(f"replacing the earlier run in {self.out}")
+        for name in ("checkpoint.pt", "metrics.jsonl", "summary.json", "samples.txt", "loss.png"):
+            (self.out / name).unlink(missing_ok=True)
+        write_json(self.out / "config.json", dataclasses.asdict(self.config))
+        self.tokenizer.save(self.out / "tokenizer.json")
+
+    def _announce(self) -> None:
+        config, corpus = self.config, self.corpus
+        print(
+            f"{self.version}: {self._parameters():,} parameters, {config.vocab_size:,} tokens in "
+            f"the vocabulary, context of {config.context_length:,}, on {self.device}\n"
+            f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
+            f"{corpus.val_bytes:,} to validate, sha256 {corpus.sha256[:16]}\n"
+            f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}",
+            flush=True,
+        )
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _tokens_a_step(self) -> int:
+        config = self.config
+        accumulation = getattr(config, "accumulation_steps", 1)
+        return config.batch_size * config.context_length * accumulation
+
+    def is_done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step == self.config.steps
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether to save now: at the end, when it is time, or when asked to stop."""
+        return bool(self.is_done() or self.signal or self.step % self.config.checkpoint_every == 0)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether to look at the validation text now."""
+        return self.is_done() or self.step % self.config.evaluate_every == 0
+
+    def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
+        """All of the validation `tokens` (N,) at the end, the first QUICK_TOKENS before."""
+        return tokens if self.is_done() else tokens[:QUICK_TOKENS]
+
+    def log_step(self, loss: float, learning_rate: float, seconds: float) -> None:
+        """Count a step that had this training `loss`; UserError if it is no number any more."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.step}: lower --learning-rate ({learning_rate:g} "
+                "there) and start again"
+            )
+        self.step += 1
+        self.seconds += seconds
+        self.losses.append(loss)
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.bar.update()
+        if self.step % LOG_EVERY == 0:
+            self._log_training_loss(learning_rate)
+
+    def _log_training_loss(self, learning_rate: float) -> None:
+        row = {"step": self.step, "train_loss": sum(self.losses) / len(self.losses)}
+        row |= {"learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
+        self._append_row(row)
+        self.losses = []
+
+    def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
+        """Record and print how well the model predicts `tokens` (N,).
+
+        Loss and perplexity a token, and bits per byte: the one that compares across tokenizers.
+        """
+        counted = token_lengths(self.tokenizer)[tokens[1:].astype(np.int64)] > 0
+        loss = nats / counted.sum().item()
+        scores = {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
+        scores["bits_per_byte"] = nats / math.log(2) / n_bytes
+        self.scores = scores
+        self._append_row({"step": self.step} | scores | {"seconds": round(self.seconds, 3)})
+        trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
+        train_loss = f"{trained[-1]:.4f}" if trained else "     -"
+        self.bar.write(
+            f"step {self.step:>6,} | train loss {train_loss} | val loss {scores['val_loss']:.4f} | "
+            f"perplexity {scores['perplexity']:8.2f} | bits per byte {scores['bits_per_byte']:.4f} "
+            f"| {self.seconds:5.0f} s"
+        )
+
+    def _append_row(self, row: dict) -> None:
+        self.rows.append(row)
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _write_rows(self) -> None:
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    # -- the end --
+
+    def finish(self, sample: str, corpus_tokens: int, dtype: str = "float32") -> dict:
+        """Write summary.json, samples.txt and loss.png, print what they say, return the summary.
+
+        `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
+        """
+        summary = self._summary(corpus_tokens, dtype)
+        write_json(self.out / "summary.json", summary)
+        write_text(self.out / "samples.txt", sample + "\n")
+        title = f"{self.version}: {summary['bits_per_byte']:.3f} bits per byte"
+        draw_loss(self.rows, self.out / "loss.png", title)
+        print("---- a sample ----")
+        print_text(sample)
+        print(
+            f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
+            f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats a token, perplexity "
+            f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
+        )
+        return summary
+
+    def _summary(self, corpus_tokens: int, dtype: str) -> dict:
+        config, corpus = self.config, self.corpus
+        tokens = self.step * self._tokens_a_step()
+        return {
+            "version": self.version,
+            "corpus": {
+                "name": corpus.name,
+                "sha256": corpus.sha256,
+                "train_bytes": corpus.train_bytes,
+                "val_bytes": corpus.val_bytes,
+            },
+            "vocab_size": config.vocab_size,
+            "parameters": self._parameters(),
+            "context_length": config.context_length,
+            "batch_size": config.batch_size,
+            "steps": self.step,
+            "train_tokens": tokens,
+            "train_bytes": round(tokens * corpus.train_bytes / corpus_tokens),
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else None,
+            **self.scores,
+            "device": str(self.device),
+            "dtype": dtype,
+            "seed": config.seed,
+            **machine_facts(),
+        }
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl, up to a line that a crash cut short."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
+    """Draw loss and bits per byte against steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row["step"] > 0]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, name, ylabel in (
+        (left, "train_loss", "loss (nats a token)"),
+        (left, "val_loss", "loss (nats a token)"),
+        (right, "bits_per_byte", "bits per byte (validation)"),
+    ):
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            label = {"train_loss": "training", "val_loss": "validation"}.get(name)
+            style = {"linewidth": 1} if name == "train_loss" else {"marker": "o", "markersize": 3}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set(xlabel="step", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+    if left.lines:
+        left.legend()
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    with atomic_write(picture) as file:
+        file.write(buffer.getvalue())
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a result depends on besides the config: versions, machine, and this code's commit."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
+        commit = commit.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "commit": commit,
+    }

@@ -1,0 +1,155 @@
+"""Ids of tokens: encoding a corpus, cutting ids into windows, and keeping them in files.
+
+A token file is a 64-byte header and then the ids, little-endian, nothing between them:
+
+    bytes  0-7   the magic b"LMTOKENS"
+    bytes  8-11  version of the format, 1
+    bytes 12-15  bytes an id: 2 (uint16) or 4 (uint32)
+    bytes 16-23  number of ids
+    bytes 24-55  SHA-256 of the tokenizer that made them
+    bytes 56-63  zero
+
+The hash is there because ids mean nothing under another tokenizer, and nothing else would tell.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from shared.corpora import END_OF_TEXT, Corpus, read_documents
+from shared.files import UserError, atomic_write
+
+
+class Tokenizer(Protocol):
+    """What the tokenizers of all versions have in common."""
+
+    vocab_size: int
+    special_tokens: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def to_json(self) -> dict: ...
+    def save(self, path: str | Path) -> None: ...
+
+
+def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the training and of the validation text, (N,) each, held in memory.
+
+    Both begin with `<|endoftext|>`, and one follows each document.
+    """
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    dtype = smallest_dtype(tokenizer.vocab_size)
+    splits = []
+    for path in (corpus.train, corpus.val):
+        pieces = [np.array([end], dtype)]
+        bar = tqdm(read_documents(path), desc=f"encoding {path.name}", unit="document", leave=False)
+        for document in bar:
+            pieces.append(np.array([*tokenizer.encode(document), end], dtype))
+        splits.append(np.concatenate(pieces))
+    return splits[0], splits[1]
+
+
+def token_lengths(tokenizer: Tokenizer) -> Tensor:
+    """The bytes that each token stands for, (V,); 0 for special tokens, which stand for no text."""
+    special = set(tokenizer.special_tokens.values())
+    ids = range(tokenizer.vocab_size)
+    return torch.tensor([0 if i in special else len(tokenizer.token_bytes(i)) for i in ids])
+
+
+def random_windows(
+    tokens: np.ndarray, count: int, length: int, generator: np.random.Generator
+) -> Tensor:
+    """`count` windows of `length` ids in a row, from anywhere in `tokens` (N,): (count, length).
+
+    Only the windows are read, also from a memory map. UserError if `tokens` holds no window.
+    """
+    if len(tokens) < length:
+        raise UserError(
+            f"the training text has {len(tokens):,} tokens, too few for one window of {length:,}: "
+            "lower --context-length or give more text"
+        )
+    starts = generator.integers(0, len(tokens) - length + 1, size=(count, 1))
+    return torch.from_numpy(tokens[starts + np.arange(length)].astype(np.int64))
+
+
+def windows_in_order(
+    tokens: np.ndarray, length: int, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of `tokens` (N,) in windows: inputs (B, T) and the id that follows each, (B*T,).
+
+    Every id but the first is a target once. B is `count` and T is `length`, but at the end, where
+    what is left comes in fewer and then in one shorter window.
+    """
+    for start in range(0, len(tokens) - 1, count * length):
+        piece = torch.from_numpy(tokens[start : start + count * length + 1].astype(np.int64))
+        inputs, targets = piece[:-1], piece[1:]
+        whole = len(inputs) // length * length
+        if whole:
+            yield inputs[:whole].view(-1, length), targets[:whole]
+        if whole < len(inputs):
+            yield inputs[whole:].view(1, -1), targets[whole:]
+
+
+MAGIC = b"LMTOKENS"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQ32s8x")
+DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+
+def smallest_dtype(vocab_size: int) -> np.dtype:
+    """uint16 while every id fits into it, uint32 beyond."""
+    return DTYPES[2] if vocab_size <= 2**16 else DTYPES[4]
+
+
+def write_token_file(
+    path: str | Path,
+    pieces: Iterable[Sequence[int]],
+    vocab_size: int,
+    tokenizer_sha256: str,
+) -> int:
+    """Write the ids of all `pieces` in order, holding one piece at a time; return their number."""
+    dtype = smallest_dtype(vocab_size)
+    count = 0
+    with atomic_write(path) as file:
+        file.write(bytes(HEADER.size))  # the count is known at the end
+        for ids in pieces:
+            file.write(np.asarray(ids, dtype=dtype).tobytes())
+            count += len(ids)
+        file.seek(0)
+        sha256 = bytes.fromhex(tokenizer_sha256)
+        file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, count, sha256))
+    return count
+
+
+def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
+    """The ids in `path`, (count,) uint16 or uint32, memory-mapped: only what is looked at is read.
+
+    UserError if the file is not a token file, is cut short, or was made by another tokenizer.
+    """
+    path = Path(path)
+    again = f"delete {path} and run again: it will be made anew"
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER.size)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"the token file {path} cannot be read ({error.strerror})") from None
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        raise UserError(f"{path} is not a token file; {again}")
+    _, version, itemsize, count, sha256 = HEADER.unpack(header)
+    if version != VERSION or itemsize not in DTYPES:
+        raise UserError(f"{path} is a token file of an unknown kind (version {version}); {again}")
+    if size != HEADER.size + count * itemsize:
+        raise UserError(f"{path} should hold {count:,} tokens but is cut short or damaged; {again}")
+    if sha256.hex() != tokenizer_sha256:
+        raise UserError(f"{path} was made by another tokenizer; {again}")
+    if count == 0:  # an empty range cannot be mapped
+        return np.zeros(0, dtype=DTYPES[itemsize])
+    return np.memmap(path, dtype=DTYPES[itemsize], mode="r", offset=HEADER.size, shape=(count,))

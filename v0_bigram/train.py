@@ -1,0 +1,298 @@
+"""v0: a table that says, for each character, which one follows.
+
+The smallest language model there is, trained by gradient descent as its big relatives are, and then
+held to the best that any table of pairs can do, which counting gives in closed form.
+
+    diff v0_bigram/train.py v1_char_transformer/train.py
+    python v0_bigram/train.py
+
+EXPECTED
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import log
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
+sys.path.insert(0, str(ROOT))
+from shared import command_line
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
+from shared.files import read_tokenizer, write_json
+from shared.run import Run
+from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
+
+
+# ---- 1. Config ----
+@dataclass
+class Config:
+    """What a run depends on; every field is an option of the command line."""
+
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
+    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen
+    context_length: int = 64  # tokens in a window of text; the model looks at the last one only
+    steps: int = 2000  # optimizer steps
+    batch_size: int = 32  # windows of text a step
+    learning_rate: float = 1e-2  # of AdamW
+    evaluate_every: int = 500  # steps between looks at the validation text
+    checkpoint_every: int = 1000  # steps between checkpoints
+    seed: int = 0  # of everything random
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    resume: bool = False  # go on from the checkpoint in --out
+    sample: bool = False  # write text with the model in --out instead of training
+    prompt: str = ""  # text to go on from
+    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
+    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
+    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
+    max_new_tokens: int = 300  # length of a sample
+
+    def __post_init__(self) -> None:
+        command_line.check_config(self)
+
+
+# ---- 2. Tokenizer ----
+class Tokenizer:
+    """One token a character, and two special ones that stand for no text.
+
+    `<|endoftext|>` begins and ends documents; `<|unknown|>` is what training never saw.
+    """
+
+    special_tokens = {END_OF_TEXT: 0, "<|unknown|>": 1}
+
+    def __init__(self, characters: str) -> None:
+        self.vocab = [*self.special_tokens, *characters]
+        self.ids = {token: i for i, token in enumerate(self.vocab)}
+        self.vocab_size = len(self.vocab)
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> "Tokenizer":
+        """Collect the characters of `texts`."""
+        return cls("".join(sorted(set().union(*map(well_formed, texts)))))
+
+    def encode(self, text: str) -> list[int]:
+        """One id a character; a lone surrogate counts as U+FFFD."""
+        return [self.ids.get(character, 1) for character in well_formed(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; `<|unknown|>` reads as U+FFFD."""
+        return "".join("\ufffd" if i == 1 else self.vocab[i] for i in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for."""
+        return self.vocab[token].encode("utf-8")
+
+    def to_json(self) -> dict:
+        return {"kind": "characters", "characters": "".join(self.vocab[2:])}
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
+
+
+# ---- 3. Data ----
+def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
+    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    corpus = load_corpus(config.data)
+    tokenizer = Tokenizer.train(read_documents(corpus.train))
+    return tokenizer, corpus, *encode_splits(corpus, tokenizer)
+
+
+def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Random windows of text and the token after each of theirs, (B, T) each.
+
+    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    """
+    generator = np.random.default_rng((config.seed, step))
+    windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
+    return windows[:, :-1], windows[:, 1:]
+
+
+# ---- 4. Model: norm ----
+# Nothing to keep in range: the table is looked up, not multiplied.
+
+# ---- 5. Model: position ----
+# A context of one token has one position.
+
+# ---- 6. Model: attention ----
+# A context of one token leaves nothing to choose from.
+
+# ---- 7. Model: feed-forward ----
+# No hidden layer: what follows a token is read from its row.
+
+
+# ---- 8. Model: language model ----
+class LanguageModel(nn.Module):
+    """A row of logits for each token."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+        nn.init.zeros_(self.table.weight)  # at first, every token is as likely as any other
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        return self.table(ids)
+
+
+# ---- 9. Optimizer and schedule ----
+def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019) for all parameters."""
+    return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate)]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate at `step`: always the same."""
+    return config.learning_rate
+
+
+def count_bigrams(tokens: np.ndarray, config: Config, smoothing: float = 0.03) -> LanguageModel:
+    """The table that gradient descent looks for, in closed form: log relative counts of pairs.
+
+    `smoothing` is added to each count, so that a pair never seen keeps a little probability.
+    """
+    model, V = LanguageModel(config), config.vocab_size
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    counts = torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V) + smoothing
+    model.table.weight.data = (counts / counts.sum(dim=1, keepdim=True)).log()
+    return model
+
+
+# ---- 10. Evaluation ----
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
+) -> tuple[float, int]:
+    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+
+    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    """
+    model.eval()
+    device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
+    for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
+        logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = F.cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        nats += losses[lengths[targets] > 0].sum().item()
+        n_bytes += lengths[targets].sum().item()
+    return nats, n_bytes
+
+
+# ---- 11. Sampling ----
+def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
+    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    ordered, ids = logits.float().cpu().sort(descending=True)
+    if config.temperature == 0:
+        return int(ids[0])
+    p = F.softmax(ordered / config.temperature, dim=-1)
+    p[config.top_k or len(p) :] = 0
+    p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
+    return int(ids[torch.multinomial(p, 1, generator=generator)])
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
+    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    model.eval()
+    device, ids = next(model.parameters()).device, list(ids)
+    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    for _ in range(config.max_new_tokens):
+        window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
+        ids.append(draw(model(window)[0, -1], config, generator))
+        if ids[-1] == stop:
+            return
+        yield ids[-1]
+
+
+def sample(run: Run) -> str:
+    """The prompt and what the model writes after it."""
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
+    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
+
+
+# ---- 12. Checkpoint ----
+def save_checkpoint(run: Run) -> None:
+    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    states = [optimizer.state_dict() for optimizer in run.optimizers]
+    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+
+
+def load_checkpoint(run: Run) -> None:
+    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    with run.reading_checkpoint() as state:
+        run.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(run.optimizers, state["optimizers"]):  # noqa: B905
+            optimizer.load_state_dict(saved)
+
+
+# ---- 13. Training loop ----
+def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
+    """Move the weights once against the gradient of a batch's loss; return that loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
+    loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run.step, config)
+        optimizer.step()
+    run.model.zero_grad()
+    return loss.item()
+
+
+def train(config: Config) -> dict:
+    """Train a model, leave the run in `config.out`, and return its summary."""
+    tokenizer, corpus, train_tokens, val_tokens = load_data(config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(config)
+    run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
+    if config.resume:
+        load_checkpoint(run)
+    with run:
+        while True:
+            if run.checkpoint_is_due():
+                save_checkpoint(run)
+            if run.evaluation_is_due():
+                part = run.part_to_score(val_tokens)
+                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+            if run.is_done():
+                break
+            started = perf_counter()
+            loss = training_step(run, train_tokens, config)
+            run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
+    counted = count_bigrams(train_tokens, config).to(run.device)
+    nats, n_bytes = evaluate(counted, val_tokens, tokenizer, config.context_length)
+    run.scores["counted_bits_per_byte"] = nats / log(2) / n_bytes
+    return run.finish(sample(run), len(train_tokens))
+
+
+# ---- 14. Command line ----
+def main(arguments: list[str] | None = None) -> None:
+    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    with command_line.clear_errors():
+        config = command_line.parse(Config, arguments)
+        if not config.sample:
+            train(config)
+            return
+        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+        run = Run(VERSION, config, tokenizer, LanguageModel(config))
+        load_checkpoint(run)
+        command_line.print_text(sample(run))
+
+
+if __name__ == "__main__":
+    main()

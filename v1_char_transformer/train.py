@@ -1,0 +1,377 @@
+"""v1: a transformer over characters, every part of it written out.
+
+New since v0 (sections 1, 4, 5, 6, 7, 8, 9, 13): a decoder-only transformer takes the place of the
+table, so that a prediction can depend on the last 64 characters instead of the last one.
+
+    diff v0_bigram/train.py v1_char_transformer/train.py
+    python v1_char_transformer/train.py
+
+EXPECTED
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
+sys.path.insert(0, str(ROOT))
+from shared import command_line
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
+from shared.files import read_tokenizer, write_json
+from shared.run import Run
+from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
+
+
+# ---- 1. Config ----
+@dataclass
+class Config:
+    """What a run depends on; every field is an option of the command line."""
+
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
+    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen
+    context_length: int = 64  # tokens the model looks back
+    width: int = 64  # channels of the residual stream
+    n_layers: int = 6  # blocks
+    n_heads: int = 6  # attention heads a block
+    head_size: int = 64  # channels of a head
+    dropout: float = 0.2  # share of activations dropped in training
+    steps: int = 400  # optimizer steps; 5,000 train the published configuration in full
+    batch_size: int = 32  # windows of text a step
+    learning_rate: float = 1e-3  # of AdamW
+    evaluate_every: int = 100  # steps between looks at the validation text
+    checkpoint_every: int = 1000  # steps between checkpoints
+    seed: int = 0  # of everything random
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    resume: bool = False  # go on from the checkpoint in --out
+    sample: bool = False  # write text with the model in --out instead of training
+    prompt: str = ""  # text to go on from
+    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
+    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
+    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
+    max_new_tokens: int = 300  # length of a sample
+
+    def __post_init__(self) -> None:
+        command_line.check_config(self)
+
+
+# ---- 2. Tokenizer ----
+class Tokenizer:
+    """One token a character, and two special ones that stand for no text.
+
+    `<|endoftext|>` begins and ends documents; `<|unknown|>` is what training never saw.
+    """
+
+    special_tokens = {END_OF_TEXT: 0, "<|unknown|>": 1}
+
+    def __init__(self, characters: str) -> None:
+        self.vocab = [*self.special_tokens, *characters]
+        self.ids = {token: i for i, token in enumerate(self.vocab)}
+        self.vocab_size = len(self.vocab)
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> "Tokenizer":
+        """Collect the characters of `texts`."""
+        return cls("".join(sorted(set().union(*map(well_formed, texts)))))
+
+    def encode(self, text: str) -> list[int]:
+        """One id a character; a lone surrogate counts as U+FFFD."""
+        return [self.ids.get(character, 1) for character in well_formed(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; `<|unknown|>` reads as U+FFFD."""
+        return "".join("\ufffd" if i == 1 else self.vocab[i] for i in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for."""
+        return self.vocab[token].encode("utf-8")
+
+    def to_json(self) -> dict:
+        return {"kind": "characters", "characters": "".join(self.vocab[2:])}
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
+
+
+# ---- 3. Data ----
+def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
+    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    corpus = load_corpus(config.data)
+    tokenizer = Tokenizer.train(read_documents(corpus.train))
+    return tokenizer, corpus, *encode_splits(corpus, tokenizer)
+
+
+def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Random windows of text and the token after each of theirs, (B, T) each.
+
+    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    """
+    generator = np.random.default_rng((config.seed, step))
+    windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
+    return windows[:, :-1], windows[:, 1:]
+
+
+# ---- 4. Model: norm ----
+class Norm(nn.LayerNorm):
+    """Layer normalization (Ba et al. 2016): each token's channels to mean 0 and variance 1."""
+
+
+# ---- 5. Model: position ----
+class Position(nn.Module):
+    """Tells the model where a token stands; attention alone would see a bag of tokens.
+
+    There are three places to do it: add to the embeddings, rotate queries and keys, add to the
+    attention scores. This version adds to the embeddings a learned vector for each position
+    (Vaswani et al. 2017, section 3.5), and so cannot read past `context_length`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.context_length, config.width)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Token embeddings (B, T, C) with their positions in them."""
+        T, limit = x.shape[1], self.embedding.num_embeddings
+        if T > limit:
+            raise ValueError(f"{T} tokens, but only {limit} positions were learned")
+        return x + self.embedding.weight[:T]
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, H, T, D), as they are."""
+        return x
+
+    def bias(self, T: int, device: torch.device) -> Tensor:
+        """What is added to the scores, (T, T): -inf where a key lies in its query's future."""
+        return torch.full((T, T), float("-inf"), device=device).triu(1)
+
+
+# ---- 6. Model: attention ----
+class Attention(nn.Module):
+    """Multi-head causal self-attention (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_heads, self.head_size = config.n_heads, config.head_size
+        inner = config.n_heads * config.head_size
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.key = nn.Linear(config.width, inner, bias=False)
+        self.value = nn.Linear(config.width, inner, bias=False)
+        self.output = nn.Linear(inner, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, position: Position) -> Tensor:
+        """(B, T, C) -> (B, T, C); each token sees itself and those before it."""
+        B, T, _ = x.shape
+        q = self.query(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        k = self.key(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        v = self.value(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        q, k = position.rotate(q), position.rotate(k)
+        scores = q @ k.transpose(-2, -1) / self.head_size**0.5  # (B, H, T, T)
+        weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
+        y = (self.dropout(weights) @ v).transpose(1, 2).reshape(B, T, -1)  # (B, T, H*D)
+        return self.dropout(self.output(y))
+
+
+# ---- 7. Model: feed-forward ----
+class FeedForward(nn.Module):
+    """Two layers with ReLU between, for each token alone (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.dropout(self.down(F.relu(self.up(x))))
+
+
+# ---- 8. Model: language model ----
+class Block(nn.Module):
+    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = Norm(config.width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, position: Position) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), position)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only transformer, pre-norm (Radford et al. 2019, section 2.3)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = Position(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = Norm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        x = self.position.embed(self.embedding(ids))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, self.position)
+        return self.head(self.norm(x))
+
+
+# ---- 9. Optimizer and schedule ----
+def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019) for all parameters."""
+    return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate)]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate at `step`: always the same."""
+    return config.learning_rate
+
+
+# ---- 10. Evaluation ----
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
+) -> tuple[float, int]:
+    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+
+    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    """
+    model.eval()
+    device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
+    for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
+        logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = F.cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        nats += losses[lengths[targets] > 0].sum().item()
+        n_bytes += lengths[targets].sum().item()
+    return nats, n_bytes
+
+
+# ---- 11. Sampling ----
+def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
+    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    ordered, ids = logits.float().cpu().sort(descending=True)
+    if config.temperature == 0:
+        return int(ids[0])
+    p = F.softmax(ordered / config.temperature, dim=-1)
+    p[config.top_k or len(p) :] = 0
+    p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
+    return int(ids[torch.multinomial(p, 1, generator=generator)])
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
+    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    model.eval()
+    device, ids = next(model.parameters()).device, list(ids)
+    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    for _ in range(config.max_new_tokens):
+        window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
+        ids.append(draw(model(window)[0, -1], config, generator))
+        if ids[-1] == stop:
+            return
+        yield ids[-1]
+
+
+def sample(run: Run) -> str:
+    """The prompt and what the model writes after it."""
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
+    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
+
+
+# ---- 12. Checkpoint ----
+def save_checkpoint(run: Run) -> None:
+    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    states = [optimizer.state_dict() for optimizer in run.optimizers]
+    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+
+
+def load_checkpoint(run: Run) -> None:
+    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    with run.reading_checkpoint() as state:
+        run.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(run.optimizers, state["optimizers"]):  # noqa: B905
+            optimizer.load_state_dict(saved)
+
+
+# ---- 13. Training loop ----
+def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
+    """Move the weights once against the gradient of a batch's loss; return that loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
+    loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run.step, config)
+        optimizer.step()
+    run.model.zero_grad()
+    return loss.item()
+
+
+def train(config: Config) -> dict:
+    """Train a model, leave the run in `config.out`, and return its summary."""
+    tokenizer, corpus, train_tokens, val_tokens = load_data(config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(config)
+    run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
+    if config.resume:
+        load_checkpoint(run)
+    with run:
+        while True:
+            if run.checkpoint_is_due():
+                save_checkpoint(run)
+            if run.evaluation_is_due():
+                part = run.part_to_score(val_tokens)
+                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+            if run.is_done():
+                break
+            started = perf_counter()
+            loss = training_step(run, train_tokens, config)
+            run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
+    return run.finish(sample(run), len(train_tokens))
+
+
+# ---- 14. Command line ----
+def main(arguments: list[str] | None = None) -> None:
+    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    with command_line.clear_errors():
+        config = command_line.parse(Config, arguments)
+        if not config.sample:
+            train(config)
+            return
+        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+        run = Run(VERSION, config, tokenizer, LanguageModel(config))
+        load_checkpoint(run)
+        command_line.print_text(sample(run))
+
+
+if __name__ == "__main__":
+    main()
