@@ -12,18 +12,21 @@ A token file is a 64-byte header and then the ids, little-endian, nothing betwee
 The hash is there because ids mean nothing under another tokenizer, and nothing else would tell.
 """
 
+import inspect
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from shared.corpora import END_OF_TEXT, Corpus, read_documents
-from shared.files import UserError, atomic_write
+from shared.corpora import END_OF_TEXT, Corpus, cache_folder, read_documents
+from shared.files import UserError, atomic_write, json_sha256
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
@@ -153,3 +156,18 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
     if count == 0:  # an empty range cannot be mapped
         return np.zeros(0, dtype=DTYPES[itemsize])
     return np.memmap(path, dtype=DTYPES[itemsize], mode="r", offset=HEADER.size, shape=(count,))
+
+
+def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
+    """What `train()` returns, kept in the cache under `key` and the source of the class.
+
+    A tokenizer is a function of its text and of its code, so neither a new text nor an edit of the
+    class can meet an old one.
+    """
+    name = json_sha256([inspect.getsource(tokenizer_class), *key])[:16]
+    path = cache_folder() / "tokenizers" / f"{name}.json"
+    if path.exists():
+        return tokenizer_class.load(path)
+    tokenizer = train()
+    tokenizer.save(path)
+    return tokenizer

@@ -316,7 +316,7 @@ def load_checkpoint(run: Run) -> None:
     """Go back to where `run` was saved; UserError if that is damaged or of another run."""
     with run.reading_checkpoint() as state:
         run.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(run.optimizers, state["optimizers"]):  # noqa: B905
+        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
 
 

@@ -1,0 +1,480 @@
+"""v3: merges within English words alone, no tokens that only help to make others, ALiBi.
+
+New since v2 (sections 1, 2, 5): the vocabulary is spent on English words, and on none that hardly
+occur on their own (Scaffold-BPE); positions are told by a penalty on distance, so that the model
+reads contexts longer than it was trained on.
+
+    diff v2_bpe_rope/train.py v3_alibi/train.py
+    python v3_alibi/train.py
+
+EXPECTED
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import ascii_letters
+from time import perf_counter
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
+sys.path.insert(0, str(ROOT))
+from shared import command_line
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
+from shared.files import UserError, read_tokenizer, write_json
+from shared.run import Run
+from shared.tokens import (
+    cached_tokenizer,
+    encode_splits,
+    random_windows,
+    token_lengths,
+    windows_in_order,
+)
+
+
+# ---- 1. Config ----
+@dataclass
+class Config:
+    """What a run depends on; every field is an option of the command line."""
+
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
+    vocab_size: int = 1024  # tokens: 256 bytes, the merges, and <|endoftext|>
+    tokenizer_sample_bytes: int = 200_000  # of training text that the merges are learned from
+    context_length: int = 64  # tokens the model looks back
+    width: int = 64  # channels of the residual stream
+    n_layers: int = 6  # blocks
+    n_heads: int = 6  # attention heads a block
+    head_size: int = 64  # channels of a head
+    dropout: float = 0.2  # share of activations dropped in training
+    steps: int = 400  # optimizer steps
+    batch_size: int = 32  # windows of text a step
+    learning_rate: float = 1e-3  # of AdamW
+    evaluate_every: int = 100  # steps between looks at the validation text
+    checkpoint_every: int = 1000  # steps between checkpoints
+    seed: int = 0  # of everything random
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    resume: bool = False  # go on from the checkpoint in --out
+    sample: bool = False  # write text with the model in --out instead of training
+    prompt: str = ""  # text to go on from
+    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
+    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
+    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
+    max_new_tokens: int = 300  # length of a sample
+
+    def __post_init__(self) -> None:
+        command_line.check_config(self)
+
+
+# ---- 2. Tokenizer ----
+class Tokenizer:
+    """Byte-pair encoding of English words, without scaffolds (Scaffold-BPE, arXiv 2404.17808).
+
+    Ids: the 256 bytes, then a token for each merge in the order learned, then `<|endoftext|>`.
+    Merges stay within runs of English letters and the blank before them; other text is bytes. A
+    merge may make a scaffold, which only serves to make longer tokens: it gets no id.
+    """
+
+    pattern = regex.compile(r" ?[A-Za-z]+|.", regex.DOTALL)
+
+    def __init__(self, merges: list[tuple[int, int]], scaffolds: set[int]) -> None:
+        self.merges, self.scaffolds = merges, scaffolds  # in these, scaffolds have numbers, too
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.vocab = [bytes([byte]) for byte in range(256)]
+        self.apart = [[byte] for byte in range(256)]  # number -> its id; of a scaffold, its parts'
+        for number, (left, right) in enumerate(merges, start=256):
+            parts = self.apart[left] + self.apart[right]
+            if number not in scaffolds:
+                self.vocab.append(b"".join(self.vocab[i] for i in parts))
+                parts = [len(self.vocab) - 1]
+            self.apart.append(parts)
+        self.special_tokens = {END_OF_TEXT: len(self.vocab)}
+        self.vocab.append(END_OF_TEXT.encode("utf-8"))
+        self.vocab_size = len(self.vocab)
+        self.cache: dict[str, list[int]] = {}  # word -> its ids
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
+
+        The most frequent pair first, of equals the greatest by its bytes. All pairs are counted
+        again for each merge: merges times text, which is quadratic, and simple. A token that a
+        merge used up, so that less is left of it than of the next pair, becomes a scaffold.
+        """
+        if vocab_size < 257:
+            raise UserError(f"--vocab-size {vocab_size} must be at least 257: 256 bytes and 1 more")
+        counts = Counter(w for text in texts for w in cls.pattern.findall(well_formed(text)))
+        english = ((word, count) for word, count in counts.items() if word[-1] in ascii_letters)
+        words = [(list(word.encode("utf-8")), count) for word, count in english]
+        vocab, merges, scaffolds = [bytes([byte]) for byte in range(256)], [], set()
+        with tqdm(total=vocab_size - 1, initial=256, desc="merging", leave=False) as bar:
+            while True:
+                pairs = Counter()
+                for ids, count in words:
+                    for pair in zip(ids, ids[1:]):
+                        pairs[pair] += count
+                most = max(pairs.values(), default=0)
+                for number in merges[-1] if merges else ():
+                    left = sum(ids.count(number) * count for ids, count in words)
+                    if number >= 256 and left < most:
+                        scaffolds.add(number)
+                bar.update(len(vocab) - len(scaffolds) - bar.n)
+                if most == 0 or len(vocab) - len(scaffolds) == vocab_size - 1:
+                    break
+                equals = (pair for pair, count in pairs.items() if count == most)
+                best = max(equals, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+                words = [(cls.merge(ids, best, len(vocab)), count) for ids, count in words]
+                merges.append(best)
+                vocab.append(vocab[best[0]] + vocab[best[1]])
+        return cls(merges, scaffolds)
+
+    @staticmethod
+    def merge(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
+        """`ids` with each `pair`, from left to right, replaced by `token`."""
+        if pair[0] not in ids:
+            return ids
+        merged, i = [], 0
+        while i < len(ids):
+            if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
+                merged.append(token)
+                i += 2
+            else:
+                merged.append(ids[i])
+                i += 1
+        return merged
+
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of one word: its bytes, merged in the order in which the merges were learned."""
+        ids = list(word.encode("utf-8"))
+        while len(ids) > 1:
+            best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
+                break
+            ids = self.merge(ids, best, 256 + self.ranks[best])
+        return [i for number in ids for i in self.apart[number]]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; a lone surrogate counts as U+FFFD."""
+        ids = []
+        for word in self.pattern.findall(well_formed(text)):
+            if word not in self.cache:
+                self.cache[word] = self.encode_word(word)
+            ids += self.cache[word]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 read as U+FFFD."""
+        return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        return self.vocab[token]
+
+    def to_json(self) -> dict:
+        return {
+            "kind": "scaffold-bpe",
+            "merges": self.merges,
+            "scaffolds": sorted(self.scaffolds),
+        }
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        build = lambda s: cls([(a, b) for a, b in s["merges"]], set(s["scaffolds"]))
+        return read_tokenizer(path, "scaffold-bpe", build)
+
+
+# ---- 3. Data ----
+def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
+    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    corpus = load_corpus(config.data)
+    n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
+    tokenizer = cached_tokenizer(
+        Tokenizer,
+        (corpus.sha256, n_bytes, vocab_size),
+        lambda: Tokenizer.train(sample_documents(corpus, n_bytes), vocab_size),
+    )
+    return tokenizer, corpus, *encode_splits(corpus, tokenizer)
+
+
+def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Random windows of text and the token after each of theirs, (B, T) each.
+
+    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    """
+    generator = np.random.default_rng((config.seed, step))
+    windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
+    return windows[:, :-1], windows[:, 1:]
+
+
+# ---- 4. Model: norm ----
+class Norm(nn.LayerNorm):
+    """Layer normalization (Ba et al. 2016): each token's channels to mean 0 and variance 1."""
+
+
+# ---- 5. Model: position ----
+class Position(nn.Module):
+    """Tells the model where a token stands; attention alone would see a bag of tokens.
+
+    There are three places to do it: add to the embeddings, rotate queries and keys, add to the
+    attention scores. This version adds to the scores (ALiBi, Press et al. 2022, section 3): a
+    penalty that grows with the distance, in each head at another rate, at any distance.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        slopes = torch.tensor(self.slopes(config.n_heads))
+        self.register_buffer("rates", slopes.view(-1, 1, 1), persistent=False)  # (H, 1, 1)
+
+    @staticmethod
+    def slopes(n_heads: int) -> list[float]:
+        """2^(-8/n), 2^(-16/n), ... for n heads; if n is no power of two, those of the power of two
+        below, and then every other one of the power of two above (the paper's code)."""
+        power = 1 << n_heads.bit_length() - 1
+        slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+        slopes += [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
+        return slopes[:n_heads]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Token embeddings (B, T, C), as they are."""
+        return x
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, H, T, D), as they are."""
+        return x
+
+    def bias(self, T: int, device: torch.device) -> Tensor:
+        """What is added to the scores, (H, T, T): -inf where a key lies in its query's future."""
+        t = torch.arange(T, device=device)
+        distance = (t[:, None] - t).float()  # (T, T), negative in the future
+        return (-self.rates * distance).masked_fill(distance < 0, float("-inf"))
+
+
+# ---- 6. Model: attention ----
+class Attention(nn.Module):
+    """Multi-head causal self-attention (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_heads, self.head_size = config.n_heads, config.head_size
+        inner = config.n_heads * config.head_size
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.key = nn.Linear(config.width, inner, bias=False)
+        self.value = nn.Linear(config.width, inner, bias=False)
+        self.output = nn.Linear(inner, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, position: Position) -> Tensor:
+        """(B, T, C) -> (B, T, C); each token sees itself and those before it."""
+        B, T, _ = x.shape
+        q = self.query(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        k = self.key(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        v = self.value(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        q, k = position.rotate(q), position.rotate(k)
+        scores = q @ k.transpose(-2, -1) / self.head_size**0.5  # (B, H, T, T)
+        weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
+        y = (self.dropout(weights) @ v).transpose(1, 2).reshape(B, T, -1)  # (B, T, H*D)
+        return self.dropout(self.output(y))
+
+
+# ---- 7. Model: feed-forward ----
+class FeedForward(nn.Module):
+    """Two layers with GELU between (Hendrycks and Gimpel 2016), for each token alone."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.dropout(self.down(F.gelu(self.up(x))))
+
+
+# ---- 8. Model: language model ----
+class Block(nn.Module):
+    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = Norm(config.width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, position: Position) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), position)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only transformer, pre-norm (Radford et al. 2019, section 2.3)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = Position(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = Norm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        x = self.position.embed(self.embedding(ids))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, self.position)
+        return self.head(self.norm(x))
+
+
+# ---- 9. Optimizer and schedule ----
+def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019) for all parameters."""
+    return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate)]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate at `step`: always the same."""
+    return config.learning_rate
+
+
+# ---- 10. Evaluation ----
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
+) -> tuple[float, int]:
+    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+
+    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    """
+    model.eval()
+    device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
+    for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
+        logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = F.cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        nats += losses[lengths[targets] > 0].sum().item()
+        n_bytes += lengths[targets].sum().item()
+    return nats, n_bytes
+
+
+# ---- 11. Sampling ----
+def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
+    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    ordered, ids = logits.float().cpu().sort(descending=True)
+    if config.temperature == 0:
+        return int(ids[0])
+    p = F.softmax(ordered / config.temperature, dim=-1)
+    p[config.top_k or len(p) :] = 0
+    p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
+    return int(ids[torch.multinomial(p, 1, generator=generator)])
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
+    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    model.eval()
+    device, ids = next(model.parameters()).device, list(ids)
+    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    for _ in range(config.max_new_tokens):
+        window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
+        ids.append(draw(model(window)[0, -1], config, generator))
+        if ids[-1] == stop:
+            return
+        yield ids[-1]
+
+
+def sample(run: Run) -> str:
+    """The prompt and what the model writes after it."""
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
+    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
+
+
+# ---- 12. Checkpoint ----
+def save_checkpoint(run: Run) -> None:
+    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    states = [optimizer.state_dict() for optimizer in run.optimizers]
+    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+
+
+def load_checkpoint(run: Run) -> None:
+    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    with run.reading_checkpoint() as state:
+        run.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+
+
+# ---- 13. Training loop ----
+def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
+    """Move the weights once against the gradient of a batch's loss; return that loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
+    loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run.step, config)
+        optimizer.step()
+    run.model.zero_grad()
+    return loss.item()
+
+
+def train(config: Config) -> dict:
+    """Train a model, leave the run in `config.out`, and return its summary."""
+    tokenizer, corpus, train_tokens, val_tokens = load_data(config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(config)
+    run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
+    if config.resume:
+        load_checkpoint(run)
+    with run:
+        while True:
+            if run.checkpoint_is_due():
+                save_checkpoint(run)
+            if run.evaluation_is_due():
+                part = run.part_to_score(val_tokens)
+                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+            if run.is_done():
+                break
+            started = perf_counter()
+            loss = training_step(run, train_tokens, config)
+            run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
+    return run.finish(sample(run), len(train_tokens))
+
+
+# ---- 14. Command line ----
+def main(arguments: list[str] | None = None) -> None:
+    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    with command_line.clear_errors():
+        config = command_line.parse(Config, arguments)
+        if not config.sample:
+            train(config)
+            return
+        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+        run = Run(VERSION, config, tokenizer, LanguageModel(config))
+        load_checkpoint(run)
+        command_line.print_text(sample(run))
+
+
+if __name__ == "__main__":
+    main()
