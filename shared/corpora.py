@@ -125,6 +125,18 @@ def read_documents(path: str | Path) -> Iterator[str]:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
 
 
+def read_pieces(path: str | Path) -> Iterator[str]:
+    """The text of a UTF-8 file, in order and in pieces that may end anywhere."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:  # newline="": keep every \r
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
 def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
     """Training documents of about `n_bytes` in all, spread evenly over the corpus."""
     share = n_bytes / max(1, corpus.train_bytes)

@@ -176,7 +176,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(path, "bpe", lambda s: cls([(a, b) for a, b in s["merges"]]))
+        return read_tokenizer(
+            path,
+            "bpe",
+            lambda s: cls([(a, b) for a, b in s["merges"]]),
+        )
 
 
 # ---- 3. Data ----

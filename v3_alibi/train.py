@@ -191,8 +191,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        build = lambda s: cls([(a, b) for a, b in s["merges"]], set(s["scaffolds"]))
-        return read_tokenizer(path, "scaffold-bpe", build)
+        return read_tokenizer(
+            path,
+            "scaffold-bpe",
+            lambda s: cls([(a, b) for a, b in s["merges"]], set(s["scaffolds"])),
+        )
 
 
 # ---- 3. Data ----

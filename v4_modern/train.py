@@ -1,0 +1,781 @@
+"""v4: what today's models are made of, down to their loss and their optimizers.
+
+New since v3 (sections 1-13): delta-BPE with special tokens, token files read lazily; RMSNorm,
+rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no biases: the block of Qwen3;
+cross-entropy, AdamW, Muon, schedule and clipping from scratch; a key/value cache.
+
+    diff v3_alibi/train.py v4_modern/train.py
+    python v4_modern/train.py
+
+EXPECTED
+"""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import chain
+from math import cos, pi, sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
+sys.path.insert(0, str(ROOT))
+from shared import command_line
+from shared.corpora import (
+    END_OF_TEXT,
+    Corpus,
+    load_corpus,
+    read_documents,
+    read_pieces,
+    well_formed,
+)
+from shared.files import UserError, json_sha256, read_tokenizer, write_json
+from shared.run import Run
+from shared.tokens import (
+    cached_token_file,
+    cached_tokenizer,
+    random_windows,
+    token_lengths,
+    windows_in_order,
+    write_token_file,
+)
+
+
+# ---- 1. Config ----
+@dataclass
+class Config:
+    """What a run depends on; every field is an option of the command line."""
+
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
+    vocab_size: int = 2048  # tokens: 256 bytes, the merges, and <|endoftext|>
+    context_length: int = 128  # tokens the model looks back
+    width: int = 128  # channels of the residual stream
+    n_layers: int = 4  # blocks
+    n_heads: int = 2  # attention heads a block
+    n_kv_heads: int = 2  # heads of keys and values, each shared by n_heads / n_kv_heads queries
+    head_size: int = 64  # channels of a head
+    feed_forward_size: int = 344  # channels inside the feed-forward
+    rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
+    steps: int = 1500  # optimizer steps
+    batch_size: int = 8  # windows of text at a time
+    accumulation_steps: int = 1  # batches whose gradients make one step
+    learning_rate: float = 0.015  # of AdamW (embedding, head, gains), at its highest
+    muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), at its highest
+    weight_decay: float = 0.0  # share of the weights lost a step, times the rate
+    warmup_steps: int = 0  # steps in which the rate rises to its highest
+    schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
+    final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
+    clip_norm: float = 1.0  # longer gradients are cut to this length
+    compile: bool = False  # fuse the model with torch.compile; pays after some thousand steps
+    evaluate_every: int = 100  # steps between looks at the validation text
+    checkpoint_every: int = 1000  # steps between checkpoints
+    seed: int = 0  # of everything random
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    resume: bool = False  # go on from the checkpoint in --out
+    sample: bool = False  # write text with the model in --out instead of training
+    prompt: str = ""  # text to go on from
+    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
+    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
+    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
+    max_new_tokens: int = 300  # length of a sample
+
+    def __post_init__(self) -> None:
+        command_line.check_config(self)
+
+
+# ---- 2. Tokenizer ----
+class Tokenizer:
+    """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
+
+    Ids: the 256 bytes, then a token for each merge in the order learned, then the special tokens,
+    which stand for themselves in any text; where two overlap, the first counts, then the longest.
+    Merges stay within words, so a text is cut into words first, by GPT-2's pattern.
+    """
+
+    pattern = regex.compile(
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    )
+
+    def __init__(
+        self, merges: list[tuple[int, int]], special_tokens: Iterable[str] = (END_OF_TEXT,)
+    ) -> None:
+        self.merges = merges
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.vocab = [bytes([byte]) for byte in range(256)]
+        for left, right in merges:
+            self.vocab.append(self.vocab[left] + self.vocab[right])
+        self.special_tokens = {text: len(self.vocab) + i for i, text in enumerate(special_tokens)}
+        self.vocab += [text.encode("utf-8") for text in self.special_tokens]
+        self.vocab_size = len(self.vocab)
+        self.special_pattern = self.pattern_of(self.special_tokens)
+        self.cache: dict[str, list[int]] = {}  # word -> its ids
+
+    @staticmethod
+    def pattern_of(special_tokens: Iterable[str]) -> regex.Pattern:
+        """Finds any of `special_tokens`, the longest first."""
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        return regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str] = (END_OF_TEXT,)
+    ) -> "Tokenizer":
+        """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
+
+        The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
+        are counted once. A merge changes the counts only in the words that hold its pair (`where`
+        knows them), and the only new pairs are those of the new token. So the count of a pair in
+        the heap is right or too high; if it is too high when its turn comes, it is put back.
+        """
+        special_tokens = list(special_tokens)
+        n_merges = vocab_size - 256 - len(special_tokens)
+        if n_merges < 0:
+            raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
+        words, counts = cls.count_words(texts, cls.pattern_of(special_tokens))
+        pairs, where = Counter(), defaultdict(set)  # pair -> its count, the words that hold it
+        for i, ids in enumerate(words):
+            for pair in zip(ids, ids[1:]):
+                pairs[pair] += counts[i]
+                where[pair].add(i)
+        order = [cls.greatest_first(bytes([byte])) for byte in range(256)]
+        vocab, merges = [bytes([byte]) for byte in range(256)], []
+        heap = [(-count, order[a], order[b], (a, b)) for (a, b), count in pairs.items()]
+        heapify(heap)
+        with tqdm(total=n_merges, desc="merging", leave=False) as bar:
+            while heap and len(merges) < n_merges:
+                count, _, _, best = heappop(heap)
+                if -count != pairs[best]:  # it has fallen since
+                    if pairs[best]:
+                        heappush(heap, (-pairs[best], order[best[0]], order[best[1]], best))
+                    continue
+                token, born = len(vocab), set()
+                for i in where.pop(best):
+                    merged = cls.merge(words[i], best, token)
+                    for pair in zip(words[i], words[i][1:]):
+                        pairs[pair] -= counts[i]
+                    for pair in zip(merged, merged[1:]):
+                        pairs[pair] += counts[i]
+                        if token in pair:
+                            where[pair].add(i)
+                            born.add(pair)
+                    words[i] = merged
+                merges.append(best)
+                vocab.append(vocab[best[0]] + vocab[best[1]])
+                order.append(cls.greatest_first(vocab[-1]))
+                for a, b in born:
+                    heappush(heap, (-pairs[a, b], order[a], order[b], (a, b)))
+                bar.update()
+        return cls(merges, special_tokens)
+
+    @classmethod
+    def count_words(
+        cls, texts: Iterable[str], special_pattern: regex.Pattern
+    ) -> tuple[list[list[int]], list[int]]:
+        """The different words of `texts` as bytes, and how often each occurs."""
+        counts = Counter()
+        for text in tqdm(texts, desc="counting words", unit="document", leave=False):
+            for part in special_pattern.split(well_formed(text))[::2]:  # between special tokens
+                counts.update(cls.pattern.findall(part))
+        return [list(word.encode("utf-8")) for word in counts], list(counts.values())
+
+    @staticmethod
+    def greatest_first(token: bytes) -> tuple[int, ...]:
+        """A key by which the least comes last: heaps pop the least, ties go to the greatest."""
+        return (*(255 - byte for byte in token), 256)
+
+    @staticmethod
+    def merge(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
+        """`ids` with each `pair`, from left to right, replaced by `token`."""
+        if pair[0] not in ids:
+            return ids
+        merged, i = [], 0
+        while i < len(ids):
+            if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
+                merged.append(token)
+                i += 2
+            else:
+                merged.append(ids[i])
+                i += 1
+        return merged
+
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of one word: its bytes, merged in the order in which the merges were learned."""
+        ids = list(word.encode("utf-8"))
+        while len(ids) > 1:
+            best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
+                break
+            ids = self.merge(ids, best, 256 + self.ranks[best])
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; a lone surrogate counts as U+FFFD."""
+        ids, cache = [], self.cache
+        for i, part in enumerate(self.special_pattern.split(well_formed(text))):
+            if i % 2:
+                ids.append(self.special_tokens[part])
+                continue
+            for word in self.pattern.findall(part):
+                if word not in cache:
+                    if len(cache) == 1 << 20:  # rare words must not fill the memory
+                        cache.clear()
+                    cache[word] = self.encode_word(word)
+                ids += cache[word]
+        return ids
+
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of the `texts` joined, some at a time; the texts may be cut anywhere."""
+        rest = ""
+        for text in texts:
+            rest += text
+            cut = self.safe_cut(rest)
+            yield self.encode(rest[:cut])
+            rest = rest[cut:]
+        yield self.encode(rest)
+
+    def safe_cut(self, text: str) -> int:
+        """A place to cut `text` where its ids are cut, too, whatever may follow.
+
+        A word never goes on from a visible character to a blank, so the last such place serves,
+        unless a special token lies across it, or could if `text` went on.
+        """
+        longest = max(map(len, self.special_tokens))
+        found = regex.search(r"(?r)(?<=\S)\s", text, endpos=max(0, len(text) - longest))
+        cut = found.start() if found else 0
+        for special in self.special_pattern.finditer(text):
+            if special.start() < cut < special.end():
+                return special.start()
+        return cut
+
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
+        """The ids of the `texts` joined, one by one, in memory that does not grow with them."""
+        return chain.from_iterable(self.encode_pieces(texts))
+
+    def encode_file(self, source: str | Path, destination: str | Path) -> int:
+        """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
+
+        Both are streamed: the memory needed does not depend on their size.
+        """
+        start = [[self.special_tokens[END_OF_TEXT]]]
+        pieces = tqdm(read_pieces(source), desc=f"encoding {Path(source).name}", leave=False)
+        ids = chain(start, self.encode_pieces(pieces))
+        return write_token_file(destination, ids, self.vocab_size, json_sha256(self.to_json()))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 read as U+FFFD."""
+        return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        return self.vocab[token]
+
+    def to_json(self) -> dict:
+        return {
+            "kind": "delta-bpe",
+            "merges": self.merges,
+            "special_tokens": list(self.special_tokens),
+        }
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        return read_tokenizer(
+            path,
+            "delta-bpe",
+            lambda s: cls([(a, b) for a, b in s["merges"]], s["special_tokens"]),
+        )
+
+
+# ---- 3. Data ----
+def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
+    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits.
+
+    The ids stay in memory-mapped files: training never holds the corpus.
+    """
+    corpus = load_corpus(config.data)
+    tokenizer = cached_tokenizer(
+        Tokenizer,
+        (corpus.sha256, config.vocab_size),
+        lambda: Tokenizer.train(read_documents(corpus.train), config.vocab_size),
+    )
+    splits = (cached_token_file(corpus, path, tokenizer) for path in (corpus.train, corpus.val))
+    return tokenizer, corpus, *splits
+
+
+def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Random windows of text and the token after each of theirs, (B, T) each.
+
+    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    """
+    generator = np.random.default_rng((config.seed, step))
+    windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
+    return windows[:, :-1], windows[:, 1:]
+
+
+# ---- 4. Model: norm ----
+class Norm(nn.Module):
+    """Root mean square normalization (Zhang and Sennrich 2019): each token's channels to length 1
+    a channel; no mean is taken off and no bias added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, eps=1e-6)
+
+
+# ---- 5. Model: position ----
+class Position(nn.Module):
+    """Rotary positions (RoPE, Su et al. 2021, section 3.2), as in v2 and in Llama.
+
+    The angles are the same in all blocks, so they are made once for a batch.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.head_size % 2:
+            raise UserError(f"--head-size {config.head_size} must be even: channels turn in pairs")
+        exponents = torch.arange(0, config.head_size, 2) / config.head_size
+        self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
+
+    def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, (T, D/2) each, for T tokens of which the first stands at `first`."""
+        t = torch.arange(first, first + T, device=self.frequencies.device)
+        angles = t[:, None] * self.frequencies
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (B, H, T, D), turned by position; channel i pairs with i + D/2."""
+    cos, sin = turn
+    left, right = x.chunk(2, dim=-1)  # (B, H, T, D/2)
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1).type_as(x)
+
+
+# ---- 6. Model: attention ----
+class Cache:
+    """The keys and values that one block has computed, so that each token is read once."""
+
+    def __init__(self) -> None:
+        self.keys = self.values = torch.empty(0)
+        self.length = 0  # tokens
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new ones, (B, H, T, D) each, and return all."""
+        if self.length:
+            keys = torch.cat((self.keys, keys), dim=2)
+            values = torch.cat((self.values, values), dim=2)
+        self.keys, self.values, self.length = keys, values, keys.shape[2]
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which heads may share keys and values (Ainslie et al. 2023), with
+    queries and keys normalized before they are compared (QK-norm, Henry et al. 2020)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise UserError(
+                f"--n-kv-heads {config.n_kv_heads} must divide --n-heads {config.n_heads}"
+            )
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.head_size = config.head_size
+        inner, inner_kv = (n * config.head_size for n in (config.n_heads, config.n_kv_heads))
+        self.query = nn.Linear(config.width, inner, bias=False)
+        self.key = nn.Linear(config.width, inner_kv, bias=False)
+        self.value = nn.Linear(config.width, inner_kv, bias=False)
+        self.output = nn.Linear(inner, config.width, bias=False)
+        self.query_norm = Norm(config.head_size)
+        self.key_norm = Norm(config.head_size)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); each token sees itself and those before it.
+
+        With a `cache`, also the tokens in it; it then holds these, too. More than one token at a
+        time may be read only into an empty one.
+        """
+        B, T, _ = x.shape
+        q = self.query(x).view(B, T, self.n_heads, self.head_size)  # (B, T, H, D)
+        k = self.key(x).view(B, T, self.n_kv_heads, self.head_size)  # (B, T, G, D)
+        v = self.value(x).view(B, T, self.n_kv_heads, self.head_size).transpose(1, 2)
+        q = rotate(self.query_norm(q).transpose(1, 2), turn)  # (B, H, T, D)
+        k = rotate(self.key_norm(k).transpose(1, 2), turn)  # (B, G, T, D)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=T > 1, enable_gqa=self.n_heads != self.n_kv_heads
+        )
+        return self.output(y.transpose(1, 2).reshape(B, T, -1))
+
+
+# ---- 7. Model: feed-forward ----
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): what goes up is let through by a gate, for each token alone."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.feed_forward_size, bias=False)
+        self.up = nn.Linear(config.width, config.feed_forward_size, bias=False)
+        self.down = nn.Linear(config.feed_forward_size, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+# ---- 8. Model: language model ----
+class Block(nn.Module):
+    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = Norm(config.width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), turn, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only transformer of Qwen3's shape (Yang et al. 2025, section 2).
+
+    What adds to the stream starts at zero, so that at first every block passes its input on, and
+    so does the head: at first, every token is as likely as any other.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = Position(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = Norm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith(("output.weight", "down.weight")):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                limit = 0.6 * sqrt(3 / parameter.shape[1])  # uniform to it has deviation 0.6 / sqrt
+                nn.init.uniform_(parameter, -limit, limit)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) of the token that follows each.
+
+        With `caches`, one a block, the ids go on from those that the caches have seen.
+        """
+        x = self.embedding(ids)  # (B, T, C)
+        turn = self.position(caches[0].length if caches else 0, ids.shape[1])
+        for i, block in enumerate(self.blocks):
+            x = block(x, turn, caches[i] if caches else None)
+        return self.head(self.norm(x))
+
+
+# ---- 9. Optimizer and schedule ----
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Nats for `targets` (...) under `logits` (..., V): their mean, or, with "none", each.
+
+    -log softmax(x)[t] = log sum exp(x) - x[t], which holds no second copy of the logits.
+    """
+    losses = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return losses.mean() if reduction == "mean" else losses
+
+
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    The `_foreach` functions do one operation on all tensors of a list.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for p in parameters:
+                if not self.state[p]:
+                    self.state[p] |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+            grads = [p.grad for p in parameters]
+            means = [self.state[p]["mean"] for p in parameters]
+            squares = [self.state[p]["square"] for p in parameters]
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            group["step"] += 1
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            # Both averages began at 0; this makes up for it.
+            correction1, correction2 = (1 - beta ** group["step"] for beta in (beta1, beta2))
+            scales = torch._foreach_sqrt(squares)
+            torch._foreach_div_(scales, sqrt(correction2))
+            torch._foreach_add_(scales, group["eps"])
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            torch._foreach_addcdiv_(parameters, means, scales, -lr / correction1)
+
+
+def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
+    """Matrices (N, rows, columns) with their singular values moved to about 1 (0.7 to 1.2).
+
+    Newton-Schulz iteration with the quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/
+    muon), which trades exactness for speed: a x + b (x x') x + c (x x')^2 x.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now none is above 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized (Jordan et al. 2024): for matrices that multiply hidden vectors.
+
+    A gradient moves few directions much and most hardly; here all move alike. Matrices of one
+    shape are worked on together.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 0.03,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            shapes = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
+            for (rows, columns), parameters in shapes.items():
+                for p in parameters:
+                    if not self.state[p]:
+                        self.state[p]["mean"] = torch.zeros_like(p)
+                grads = [p.grad for p in parameters]
+                means = [self.state[p]["mean"] for p in parameters]
+                torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(grads, means, group["momentum"])  # Nesterov's
+                updates = orthogonalize(torch.stack(ahead)).unbind()
+                scale = sqrt(max(1, rows / columns))
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+
+
+def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embedding, head and gains."""
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    decay = config.weight_decay
+    return [
+        AdamW(others, config.learning_rate, betas=(0.8, 0.95), weight_decay=decay),
+        Muon(matrices, config.muon_learning_rate, weight_decay=decay),
+    ]
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    left = 1 - done if config.schedule == "linear" else (1 + cos(pi * done)) / 2
+    lowest = config.final_learning_rate
+    return config.learning_rate * (lowest + (1 - lowest) * left)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Shorten all gradients together to length `max_norm` if they are longer; return their length
+    (Pascanu et al. 2013, algorithm 1)."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    length = torch.stack(torch._foreach_norm(grads)).norm()
+    torch._foreach_mul_(grads, (max_norm / (length + 1e-6)).clamp(max=1))
+    return length
+
+
+# ---- 10. Evaluation ----
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """Matrix products in bfloat16 where the device is fast at it; weights stay float32."""
+    usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=usable)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
+) -> tuple[float, int]:
+    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+
+    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    """
+    model.eval()
+    device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
+    for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
+        with mixed_precision(device):
+            logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        nats += losses[lengths[targets] > 0].sum().item()
+        n_bytes += lengths[targets].sum().item()
+    return nats, n_bytes
+
+
+# ---- 11. Sampling ----
+def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
+    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    ordered, ids = logits.float().cpu().sort(descending=True)
+    if config.temperature == 0:
+        return int(ids[0])
+    p = F.softmax(ordered / config.temperature, dim=-1)
+    p[config.top_k or len(p) :] = 0
+    p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
+    return int(ids[torch.multinomial(p, 1, generator=generator)])
+
+
+@torch.no_grad()
+def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
+    """Go on from `ids` by up to `max_new_tokens`; each token is read once, then kept in caches.
+
+    What stands before the last `context_length` is forgotten; when the caches are full, half of
+    the context is, and the rest read again, for its keys and values hold what came before.
+    """
+    model.eval()
+    device, ids = next(model.parameters()).device, list(ids)
+    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
+    for _ in range(config.max_new_tokens):
+        if caches[0].length + len(unread) > config.context_length:
+            caches, unread = (
+                [Cache() for _ in model.blocks],
+                ids[-(config.context_length // 2) or -1 :],
+            )
+        logits = model.forward(torch.tensor([unread], device=device), caches)  # (1, T, V)
+        ids.append(draw(logits[0, -1], config, generator))
+        if ids[-1] == stop:
+            return
+        yield ids[-1]
+        unread = ids[-1:]
+
+
+def sample(run: Run) -> str:
+    """The prompt and what the model writes after it."""
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
+    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
+
+
+# ---- 12. Checkpoint ----
+def save_checkpoint(run: Run) -> None:
+    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    states = [optimizer.state_dict() for optimizer in run.optimizers]
+    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+
+
+def load_checkpoint(run: Run) -> None:
+    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    with run.reading_checkpoint() as state:
+        run.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+
+
+# ---- 13. Training loop ----
+def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
+    """Move the weights once against the gradient of a batch's loss; return that loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    total, batches = 0.0, config.accumulation_steps
+    for batch in range(run.step * batches, (run.step + 1) * batches):
+        inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, batch, config))
+        with mixed_precision(run.device):
+            logits = run.model.train()(inputs).float()  # (B, T, V)
+        loss = cross_entropy(logits, targets) / batches
+        loss.backward()
+        total += loss.item()
+    clip_grad_norm(run.model.parameters(), config.clip_norm)
+    rate = learning_rate(run.step, config)
+    adamw, muon = run.optimizers
+    for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * ratio
+        optimizer.step()
+    run.model.zero_grad()
+    return total
+
+
+def train(config: Config) -> dict:
+    """Train a model, leave the run in `config.out`, and return its summary."""
+    tokenizer, corpus, train_tokens, val_tokens = load_data(config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(config)
+    run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
+    if config.resume:
+        load_checkpoint(run)
+    if config.compile:
+        model.compile()
+    with run:
+        while True:
+            if run.checkpoint_is_due():
+                save_checkpoint(run)
+            if run.evaluation_is_due():
+                part = run.part_to_score(val_tokens)
+                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+            if run.is_done():
+                break
+            started = perf_counter()
+            loss = training_step(run, train_tokens, config)
+            run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
+    return run.finish(sample(run), len(train_tokens))
+
+
+# ---- 14. Command line ----
+def main(arguments: list[str] | None = None) -> None:
+    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    with command_line.clear_errors():
+        config = command_line.parse(Config, arguments)
+        if not config.sample:
+            train(config)
+            return
+        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+        run = Run(VERSION, config, tokenizer, LanguageModel(config))
+        load_checkpoint(run)
+        command_line.print_text(sample(run))
+
+
+if __name__ == "__main__":
+    main()
