@@ -49,9 +49,15 @@ def _parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = complaint.getvalue().split("───\n")[0].split("\n│ ───")[0]
-        lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-        raise UserError(" ".join(lines) + " (see --help)") from None
+        raise UserError(f"{_first_paragraph(complaint.getvalue())} (see --help)") from None
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro's box says under its title, up to the next rule; frames differ by terminal."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    rule = "─-╭╮╰╯+ "
+    paragraphs = " ".join(line if line.strip(rule) else "\n" for line in lines).split("\n")
+    return next((text.strip() for text in paragraphs if text.strip()), "wrong arguments")
 
 
 def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
@@ -92,6 +98,8 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # what read our output, `head` for one, has seen enough
+        sys.exit(1)
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
         sys.exit(1)

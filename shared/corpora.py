@@ -256,7 +256,7 @@ def _open_corpus(folder: Path) -> Corpus:
         raise UserError(f"{folder} is damaged: delete it and run again") from None
     if not (corpus.train.is_file() and corpus.val.is_file()):
         raise UserError(f"{folder} is damaged: delete it and run again")
-    if not corpus.val_bytes:
+    if not (corpus.train_bytes and corpus.val_bytes):
         raise UserError(f"{corpus.name} is too short to set a tenth of it aside for validation")
     return corpus
 

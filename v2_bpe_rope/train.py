@@ -313,11 +313,6 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, T) -> logits (B, T, V) of the token that follows each."""

@@ -1,8 +1,8 @@
 """v4: what today's models are made of, down to their loss and their optimizers.
 
-New since v3 (sections 1-13): delta-BPE with special tokens, token files read lazily; RMSNorm,
-rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no biases: the block of Qwen3;
-cross-entropy, AdamW, Muon, schedule and clipping from scratch; a key/value cache.
+New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens; token
+files read lazily; RMSNorm, rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no
+biases: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; cached generation.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py

@@ -1,0 +1,104 @@
+"""The harness: versions loaded by path, a small corpus, and models that train in a moment."""
+
+import importlib.util
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
+
+settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
+settings.load_profile("tests")
+os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
+torch.set_num_threads(1)  # small models: threads would only wait for each other
+
+
+def load_version(name: str) -> ModuleType:
+    """The module `name`/train.py; five files of one name can't be imported by it."""
+    key = f"ladder_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
+
+
+def by_characters(version: ModuleType) -> bool:
+    """Whether the version's tokens are characters: then it knows only those it has seen."""
+    return version.__name__ in ("ladder_v0_bigram", "ladder_v1_char_transformer")
+
+
+SMALL = {
+    "vocab_size": 300,
+    "context_length": 16,
+    "width": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "head_size": 8,
+    "feed_forward_size": 24,
+    "steps": 6,
+    "batch_size": 4,
+    "evaluate_every": 3,
+    "checkpoint_every": 4,
+    "max_new_tokens": 20,
+    "device": "cpu",
+}
+
+
+def small_config(version: ModuleType, **options):
+    """The version's Config at a size that trains in a moment; options it lacks are left out."""
+    fields = version.Config.__dataclass_fields__
+    return version.Config(**{k: v for k, v in (SMALL | options).items() if k in fields})
+
+
+def small_arguments(version: ModuleType, **options) -> list[str]:
+    """The same as a command line."""
+    fields = version.Config.__dataclass_fields__
+    values = {k: v for k, v in (SMALL | options).items() if k in fields}
+    if by_characters(version):
+        values.pop("vocab_size", None)  # counted there, no option
+    return [part for k, v in values.items() for part in ("--" + k.replace("_", "-"), str(v))]
+
+
+def random_model(version: ModuleType, seed: int = 0, **options):
+    """A model whose weights are all random: fresh ones may be zero, and zeros hide mistakes."""
+    config = small_config(version, **options)
+    torch.manual_seed(seed)
+    model = version.LanguageModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval(), config
+
+
+def small_text(n_documents: int = 60, seed: int = 0) -> str:
+    """Documents of made-up prose, alike enough to be learned."""
+    words = "the a cat dog sees finds big small red house tree and runs to from it's 42 don't"
+    chance = random.Random(seed)
+    documents = []
+    for _ in range(n_documents):
+        lines = [" ".join(chance.choices(words.split(), k=9)) + "." for _ in range(6)]
+        documents.append("\n".join(lines))
+    return "<|endoftext|>".join(documents)
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request) -> ModuleType:
+    return load_version(request.param)
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "small.txt"
+    path.write_bytes(small_text().encode("utf-8"))
+    return path

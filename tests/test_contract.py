@@ -1,0 +1,328 @@
+"""What every version must do, whatever is inside it."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ROOT,
+    VERSIONS,
+    by_characters,
+    load_version,
+    random_model,
+    small_arguments,
+    small_config,
+    small_text,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.corpora import END_OF_TEXT, load_corpus, read_documents, well_formed
+from shared.run import Run
+
+FILES = {"config.json", "metrics.jsonl", "summary.json", "loss.png", "samples.txt"}
+FILES |= {"tokenizer.json", "checkpoint.pt"}
+CHARACTERS = "abc XYZ09.,'\n\r\t\0é漢🙂\u0301"
+
+
+def tokenizer_of(version):
+    """A small tokenizer: of CHARACTERS where tokens are characters, of some prose elsewhere."""
+    if by_characters(version):
+        return version.Tokenizer.train([CHARACTERS])
+    return version.Tokenizer.train([small_text()], 330)
+
+
+def text_for(version):
+    """A strategy of the texts that the version's tokenizer can hold."""
+    if by_characters(version):
+        return st.text(st.sampled_from(CHARACTERS))
+    return st.text() | st.text(st.sampled_from("the cat's <|endoftext|>  \r\n\ud800\udc00é漢🙂"))
+
+
+NASTY = ["", "a\r\nb", "a  b", "  ", "\n\n\n", "🙂", "\x1c \x85", " ", "don't", END_OF_TEXT]
+
+
+# ---- tokenizer ----
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_round_trip_and_bytes(name):
+    version = load_version(name)
+    tokenizer = tokenizer_of(version)
+
+    @given(text_for(version))
+    def check(text):
+        ids = tokenizer.encode(text)
+        whole = well_formed(text)
+        assert tokenizer.decode(ids) == whole
+        assert b"".join(map(tokenizer.token_bytes, ids)) == whole.encode("utf-8")
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+    check()
+    for text in NASTY if tokenizer.vocab_size > 256 else ["", "a\r\nb", "a  b", "🙂", "\n\n"]:
+        check.hypothesis.inner_test(text)
+
+
+def test_decode_never_raises(version):
+    tokenizer = tokenizer_of(version)
+
+    @given(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
+    def check(ids):
+        assert isinstance(tokenizer.decode(ids), str)
+
+    check()
+
+
+def test_a_lone_surrogate_becomes_a_replacement_character(version):
+    size = () if by_characters(version) else (300,)
+    tokenizer = version.Tokenizer.train(["a\ud800b\ufffd🙂"], *size)
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+    assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("🙂")  # a pair is its character
+
+
+def test_saved_tokenizer_gives_the_same_ids(version, tmp_path):
+    tokenizer = tokenizer_of(version)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = version.Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.vocab_size == tokenizer.vocab_size
+    assert loaded.special_tokens == tokenizer.special_tokens
+
+    @given(text_for(version))
+    def check(text):
+        assert loaded.encode(text) == tokenizer.encode(text)
+
+    check()
+
+
+# ---- model ----
+
+
+def test_logits_have_the_promised_shape(version):
+    model, config = random_model(version)
+    assert model(torch.zeros(3, 7, dtype=torch.long)).shape == (3, 7, config.vocab_size)
+
+
+@given(t=st.integers(0, 15), seed=st.integers(0, 100))
+def test_causality(t, seed):
+    for name in VERSIONS:
+        model, config = random_model(load_version(name), seed)
+        ids = torch.randint(
+            config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(seed)
+        )
+        changed = ids.clone()
+        changed[:, t] = (ids[:, t] + 1) % config.vocab_size
+        before, after = model(ids), model(changed)
+        torch.testing.assert_close(before[:, :t], after[:, :t], atol=1e-5, rtol=1e-5)
+        assert not torch.equal(before[:, t], after[:, t])
+
+
+# ---- evaluation ----
+
+
+def naive_score(version, model, tokens, tokenizer, length):
+    """Nats and bytes, a token at a time, each from its own call of the model in float64."""
+    model = model.double()
+    special = set(tokenizer.special_tokens.values())
+    nats, n_bytes = 0.0, 0
+    for t in range(1, len(tokens)):
+        if int(tokens[t]) in special:
+            continue
+        first = (t - 1) // length * length
+        window = torch.tensor(tokens[first:t].astype(np.int64))[None]
+        log_p = torch.log_softmax(model(window)[0, -1], dim=-1)
+        nats -= log_p[int(tokens[t])].item()
+        n_bytes += len(tokenizer.token_bytes(int(tokens[t])))
+    return nats, n_bytes
+
+
+def test_evaluation_scores_each_token_once(version):
+    tokenizer = tokenizer_of(version)
+    model, _ = random_model(version, vocab_size=tokenizer.vocab_size)
+    text = "the cat\nabc" if tokenizer.vocab_size > 256 else CHARACTERS
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    tokens = np.array([end, *tokenizer.encode(text), end, *tokenizer.encode(text * 4), end])
+    results = [version.evaluate(model, tokens, tokenizer, 16, batch) for batch in (1, 2, 3, 64)]
+    for nats, n_bytes in results:
+        assert n_bytes == 5 * len(text.encode("utf-8"))
+        assert nats == pytest.approx(results[0][0], rel=1e-5)
+    nats, n_bytes = naive_score(version, model, tokens, tokenizer, 16)
+    assert (results[0][0], results[0][1]) == (pytest.approx(nats, rel=1e-4), n_bytes)
+
+
+def test_perplexity_and_bits_per_byte(version, corpus_file, tmp_path):
+    """Against the definition, from the nats and the text itself."""
+    summary = version.train(small_config(version, data=str(corpus_file), out=str(tmp_path)))
+    corpus = load_corpus(str(corpus_file))
+    tokenizer = version.Tokenizer.load(tmp_path / "tokenizer.json")
+    documents = list(read_documents(corpus.val))
+    n_tokens = sum(len(tokenizer.encode(document)) for document in documents)
+    n_bytes = sum(len(document.encode("utf-8")) for document in documents)
+    assert n_bytes == corpus.val_bytes
+    nats = summary["val_loss"] * n_tokens
+    assert summary["perplexity"] == pytest.approx(math.exp(nats / n_tokens))
+    assert summary["bits_per_byte"] == pytest.approx(nats / n_bytes / math.log(2))
+
+
+# ---- training ----
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def equal(left, right) -> bool:
+    """Whether two nests of dicts, lists, numbers and tensors are the same to the bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+def without_times(rows):
+    timed = {"seconds", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def read_run(folder):
+    """What a run leaves, but for its times and its folder's name."""
+    state = weights(folder)
+    state["progress"].pop("seconds")
+    state["identity"] = {k: v for k, v in state["identity"].items() if k not in ("out", "resume")}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    text = (folder / "samples.txt").read_bytes()
+    return state, without_times(rows), without_times([summary]), text
+
+
+def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path):
+    config = small_config(version, data=str(corpus_file), out=str(tmp_path), steps=60)
+    summary = version.train(config)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert summary == json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert {*summary} >= {
+        *("version", "corpus", "vocab_size", "parameters", "context_length", "batch_size", "steps"),
+        *("train_tokens", "train_bytes", "seconds", "tokens_per_second", "val_loss", "perplexity"),
+        *("bits_per_byte", "device", "dtype", "seed", "torch", "python", "commit"),
+    }
+    assert {*summary["corpus"]} >= {"name", "sha256", "train_bytes", "val_bytes"}
+    assert summary["train_tokens"] == 60 * 4 * 16
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses[-1] < losses[0] - 0.2
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_seed_decides_everything(version, corpus_file, tmp_path):
+    folders = [tmp_path / name for name in ("one", "same", "other")]
+    for folder, seed in zip(folders, (3, 3, 4)):
+        version.train(small_config(version, data=str(corpus_file), out=str(folder), seed=seed))
+    one, same, other = map(read_run, folders)
+    assert equal(one, same)
+    assert not equal(one[0]["model"], other[0]["model"])
+
+
+def test_evaluation_does_not_change_training(version, corpus_file, tmp_path):
+    for every in (1, 100):
+        out = str(tmp_path / str(every))
+        version.train(small_config(version, data=str(corpus_file), out=out, evaluate_every=every))
+    left, right = weights(tmp_path / "1"), weights(tmp_path / "100")
+    assert equal(left["model"], right["model"]) and equal(left["optimizers"], right["optimizers"])
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 11, 12])
+def test_a_resumed_run_is_the_uninterrupted_one(version, corpus_file, tmp_path, monkeypatch, step):
+    options = {"data": str(corpus_file), "steps": 12, "out": str(tmp_path / "whole")}
+    version.train(small_config(version, **options))
+    options["out"] = str(tmp_path / "broken")
+    log_step = Run.log_step
+
+    def interrupt(run, *arguments):
+        log_step(run, *arguments)
+        if run.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(Run, "log_step", interrupt)
+        version.train(small_config(version, **options))
+    assert stop.value.code == 130
+    assert weights(tmp_path / "broken")["progress"]["step"] == step
+    version.main(["--resume", "--out", options["out"]])
+    assert equal(read_run(tmp_path / "whole"), read_run(tmp_path / "broken"))
+
+
+def test_batches_are_windows_of_the_text(version):
+    config = small_config(version)
+    tokens = np.arange(100, dtype=np.uint16)
+    inputs, targets = version.get_batch(tokens, 5, config)
+    assert inputs.shape == targets.shape == (4, 16)
+    assert torch.equal(inputs + 1, targets)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(16))
+    assert torch.equal(inputs, version.get_batch(tokens, 5, config)[0])
+    assert not torch.equal(inputs, version.get_batch(tokens, 6, config)[0])
+    starts = {
+        int(x) for step in range(400) for x in version.get_batch(tokens, step, config)[0][:, 0]
+    }
+    assert starts == set(range(100 - 16))  # each window can come, the first and the last too
+
+
+# ---- sampling ----
+
+
+def test_sampling_options(version):
+    logits = torch.tensor([0.0, 3.0, 2.0, 1.0, -1.0])
+
+    def drawn(**options):
+        config = small_config(version, **options)
+        generator = torch.Generator().manual_seed(0)
+        return [version.draw(logits, config, generator) for _ in range(3000)]
+
+    assert set(drawn(temperature=0.0)) == {1}
+    assert set(drawn(temperature=5.0, top_k=3)) == {1, 2, 3}
+    p = torch.softmax(logits, 0)
+    assert set(drawn(temperature=1.0, top_p=float(p[1]) - 0.01)) == {1}
+    assert set(drawn(temperature=1.0, top_p=float(p[1] + p[2]) - 0.01)) == {1, 2}
+    counts = torch.bincount(torch.tensor(drawn(temperature=2.0)), minlength=5) / 3000
+    torch.testing.assert_close(counts, torch.softmax(logits / 2, 0), atol=0.04, rtol=0)
+
+
+def test_generation_stops_and_is_seeded(version):
+    model, config = random_model(version, temperature=1.0, max_new_tokens=40)
+    ids = list(version.generate(model, [0, 5], config, stop=-1))
+    assert len(ids) == 40 and all(0 <= i < config.vocab_size for i in ids)
+    assert ids == list(version.generate(model, [0, 5], config, stop=-1))
+    assert list(version.generate(model, [0, 5], config, stop=ids[7])) == ids[: ids.index(ids[7])]
+    long_prompt = [i % config.vocab_size for i in range(100)]
+    assert len(list(version.generate(model, long_prompt, config, stop=-1))) == 40
+
+
+def test_resume_sample_and_prompt_by_command_line(version, corpus_file, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    version.main(small_arguments(version, data=str(corpus_file), out=out))
+    version.main(["--resume", "--out", out, "--steps", "8"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
+    capsys.readouterr()
+    version.main(["--sample", "--out", out, "--prompt", "the cat", "--max-new-tokens", "5"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("the cat")
+    version.main(["--sample", "--out", out, "--prompt", "the cat", "--max-new-tokens", "5"])
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_runs_from_any_working_directory(name, corpus_file, tmp_path):
+    arguments = small_arguments(load_version(name), data=str(corpus_file), out="run")
+    command = [sys.executable, str(ROOT / name / "train.py"), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert "bits per byte" in result.stdout and "corpus small.txt" in result.stdout
+    assert "training" in result.stderr  # the progress bar

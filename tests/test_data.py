@@ -1,0 +1,275 @@
+"""Corpora, downloads and token files."""
+
+import gzip
+import hashlib
+import http.server
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import corpora
+from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
+from shared.files import UserError, atomic_write
+from shared.tokens import open_token_file, random_windows, windows_in_order, write_token_file
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+
+
+def write(path, text):
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+# ---- corpora ----
+
+
+def test_every_tenth_document_is_for_validation(tmp_path):
+    documents = [f"document {i}\r\n" for i in range(35)]
+    corpus = load_corpus(str(write(tmp_path / "a.txt", END_OF_TEXT.join(documents))))
+    assert list(read_documents(corpus.val)) == documents[9::10]
+    assert list(read_documents(corpus.train)) == [d for i, d in enumerate(documents) if i % 10 != 9]
+    assert corpus.train_bytes + corpus.val_bytes == sum(map(len, documents))
+
+
+def test_a_text_of_few_documents_is_cut_at_the_end_of_a_line(tmp_path):
+    text = "".join(f"line {i}\n" for i in range(100))
+    corpus = load_corpus(str(write(tmp_path / "a.txt", text)))
+    train, val = (next(read_documents(path)) for path in (corpus.train, corpus.val))
+    assert train + val == text and train.endswith("\n")
+    assert 0.88 < len(train) / len(text) < 0.92
+
+
+def test_a_folder_is_its_files_in_order(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "sub").mkdir(parents=True)
+    write(folder / "b.txt", "two"), write(folder / "a.txt", "one"), write(folder / ".hidden", "x")
+    write(folder / "sub" / "c.txt", "three\nfour")
+    corpus = load_corpus(str(folder))
+    text = "".join(d for path in (corpus.train, corpus.val) for d in read_documents(path))
+    assert text == "onetwothree\nfour"
+
+
+def test_a_corpus_is_prepared_once_and_again_when_it_changes(tmp_path):
+    path = write(tmp_path / "a.txt", "some text\n" * 20)
+    first = load_corpus(str(path))
+    stamp = first.train.stat().st_mtime_ns
+    assert load_corpus(str(path)) == first and first.train.stat().st_mtime_ns == stamp
+    write(path, "other text\n" * 20)
+    assert load_corpus(str(path)).sha256 != first.sha256
+
+
+@given(st.lists(st.text()), st.integers(1, 40))
+def test_documents_survive_any_piece_size(texts, piece_bytes):
+    texts = [t.encode("utf-8", "replace").decode().replace(END_OF_TEXT, "") for t in texts]
+    texts = [text for text in texts if text]
+    folder = corpora.cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write(folder / "any.txt", END_OF_TEXT.join(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "PIECE_BYTES", piece_bytes)
+        assert list(read_documents(path)) == texts
+        assert "".join(read_pieces(path)) == END_OF_TEXT.join(texts)
+
+
+def test_a_sample_is_spread_over_the_corpus(tmp_path):
+    documents = [f"{i:04}" * 25 for i in range(1000)]
+    corpus = load_corpus(str(write(tmp_path / "a.txt", END_OF_TEXT.join(documents))))
+    sample = list(sample_documents(corpus, 10_000))
+    assert 9_000 <= sum(map(len, sample)) <= 11_000
+    numbers = [int(document[:4]) for document in sample]
+    assert numbers[0] < 50 and numbers[-1] > 900
+    assert list(sample_documents(corpus, 10**9)) == list(read_documents(corpus.train))
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        (b"", "holds no text"),
+        (b" \n\n ", "holds no text"),
+        (b"a", "too short"),
+        (b"\x89PNG\r\n\xff\xfe", r"is not UTF-8 text \(byte 0\)"),
+        (b"fine<|endoftext|>not \xff fine", r"is not UTF-8 text \(byte 21\)"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused(tmp_path, content, complaint):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        load_corpus(str(tmp_path / "a.txt"))
+        raise AssertionError("prepared, although it cannot be used")
+
+
+def test_pydocs_is_prose_and_the_same_each_time(tmp_path, monkeypatch):
+    corpus = load_corpus("pydocs")
+    assert 1e6 < corpus.train_bytes < 3e6 and 5e4 < corpus.val_bytes < 4e5
+    documents = list(read_documents(corpus.train))
+    assert len(documents) > 2000 and len(set(documents)) == len(documents)
+    assert any("Return" in document for document in documents)
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "second"))
+    assert load_corpus("pydocs").sha256 == corpus.sha256
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    path = write(tmp_path / "a.txt", "old")
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write(b"half of the ne")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# ---- downloads ----
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    files: dict[str, bytes] = {}
+    breaks_after: int | None = None  # bytes sent before the connection is closed, once
+    ranges: list[str] = []  # the ones asked for
+
+    def do_GET(self):
+        body = self.files[self.path]
+        asked = self.headers.get("Range", "")
+        self.ranges.append(asked)
+        start = int(asked[6:-1]) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        body = body[start:]
+        if Server.breaks_after is not None:
+            body, Server.breaks_after = body[: Server.breaks_after], None
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    text = ("Once upon a time.\n" + END_OF_TEXT) * 100
+    Server.files = {"/train.txt": text.encode(), "/valid.txt": b"A dog. " * 9}
+    Server.files["/t.txt.gz"] = gzip.compress(text.encode())
+    Server.files["/v.txt.gz"] = gzip.compress(b"A dog. " * 9)
+    Server.breaks_after, Server.ranges = None, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/"
+        downloads = {
+            "plain": (url + "train.txt", url + "valid.txt"),
+            "packed": (url + "t.txt.gz", url + "v.txt.gz"),
+            "single": (url + "train.txt",),
+        }
+        monkeypatch.setattr(corpora, "DOWNLOADS", downloads)
+        yield url
+        running.shutdown()
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_published_splits_are_kept(server, name):
+    corpus = load_corpus(name)
+    assert corpus.train.read_bytes() == Server.files["/train.txt"]
+    assert corpus.val.read_bytes() == Server.files["/valid.txt"]
+    assert (corpus.train_bytes, corpus.val_bytes) == (1800, 63)
+    asked = len(Server.ranges)
+    assert load_corpus(name) == corpus and len(Server.ranges) == asked  # from the cache
+
+
+def test_a_single_file_is_split(server):
+    assert load_corpus("single").val_bytes == 180
+
+
+@pytest.mark.parametrize("name, size", [("plain", 700), ("packed", 30)])
+def test_a_broken_download_goes_on_where_it_stopped(server, name, size):
+    Server.breaks_after = size
+    with pytest.raises(UserError, match="run again"):
+        load_corpus(name)
+    assert load_corpus(name).train.read_bytes() == Server.files["/train.txt"]
+    assert Server.ranges[1] == f"bytes={size}-"
+
+
+def test_a_checksum_is_checked(server, monkeypatch):
+    monkeypatch.setitem(corpora.CHECKSUMS, server + "train.txt", "0" * 64)
+    with pytest.raises(UserError, match="wrong SHA-256"):
+        load_corpus("single")
+    right = hashlib.sha256(Server.files["/train.txt"]).hexdigest()
+    monkeypatch.setitem(corpora.CHECKSUMS, server + "train.txt", right)
+    assert load_corpus("single").train_bytes == 1620
+
+
+def test_named_corpora_have_the_documented_addresses():
+    hub = "https://huggingface.co/datasets/"
+    assert corpora.DOWNLOADS == {
+        "tinystories": (
+            hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt",
+            hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-valid.txt",
+        ),
+        "owt": (
+            hub + "stanford-cs336/owt-sample/resolve/main/owt_train.txt.gz",
+            hub + "stanford-cs336/owt-sample/resolve/main/owt_valid.txt.gz",
+        ),
+        "wikitext": tuple(
+            "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/"
+            f"wikitext-2/{split}.txt"
+            for split in ("train", "valid")
+        ),
+        "shakespeare": (
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+            "input.txt",
+        ),
+    }
+
+
+# ---- token files and windows ----
+
+SHA = "ab" * 32
+
+
+@given(st.lists(st.lists(st.integers(0, 70_000))), st.booleans())
+def test_token_files_give_back_what_was_written(pieces, small):
+    pieces = [[i % 60_000 for i in ids] if small else ids for ids in pieces]
+    path = corpora.cache_folder() / "tokens.bin"
+    count = write_token_file(path, pieces, 60_000 if small else 70_001, SHA)
+    tokens = open_token_file(path, SHA)
+    assert tokens.tolist() == [i for ids in pieces for i in ids] and len(tokens) == count
+    assert tokens.dtype == (np.uint16 if small else np.uint32)
+    del tokens  # Windows cannot replace a file that is mapped
+
+
+def test_bad_token_files_are_named_and_refused(tmp_path):
+    path = tmp_path / "tokens.bin"
+    write_token_file(path, [range(1000)], 1000, SHA)
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match="another tokenizer"):
+        open_token_file(path, "cd" * 32)
+    for size in (0, 10, 63, 64, 1000, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="tokens.bin"):
+            open_token_file(path, SHA)
+    path.write_bytes(whole + b"x")
+    with pytest.raises(UserError, match="damaged"):
+        open_token_file(path, SHA)
+    path.write_bytes(b"GIF89a" + bytes(2000))
+    with pytest.raises(UserError, match="not a token file"):
+        open_token_file(path, SHA)
+
+
+@given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 5))
+def test_windows_in_order_hold_every_target_once(n, length, count):
+    tokens = np.arange(n)
+    inputs, targets = [], []
+    for x, y in windows_in_order(tokens, length, count):
+        assert x.shape[0] <= count and x.shape[1] <= length and x.numel() == y.numel()
+        inputs.append(x.flatten())
+        targets.append(y)
+    assert torch.cat(inputs).tolist() == list(range(n - 1))
+    assert torch.cat(targets).tolist() == list(range(1, n))
+
+
+def test_too_short_a_text_for_a_window_is_refused():
+    with pytest.raises(UserError, match="too few for one window of 11"):
+        random_windows(np.arange(10), 2, 11, np.random.default_rng(0))
+    assert random_windows(np.arange(11), 2, 11, np.random.default_rng(0)).shape == (2, 11)

@@ -1,0 +1,181 @@
+"""Every mistake gets one line that says what to do, and exit status 2."""
+
+import json
+import shutil
+
+import pytest
+from conftest import VERSIONS, by_characters, load_version, small_arguments, small_config
+
+from shared import corpora
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpus_file):
+    """A finished run of every version, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in VERSIONS:
+        version = load_version(name)
+        version.train(small_config(version, data=str(corpus_file), out=str(folder / name)))
+    return folder
+
+
+@pytest.fixture
+def run(runs, version, tmp_path):
+    """A copy of the version's run."""
+    name = version.__name__.removeprefix("ladder_")
+    return shutil.copytree(runs / name, tmp_path / name)
+
+
+def complaint(version, arguments, capsys) -> str:
+    """The one line that `arguments` are answered with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        version.main([str(argument) for argument in arguments])
+    errors = capsys.readouterr().err
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if "error:" in line]
+    assert stop.value.code == 2
+    assert len(lines) == 1 and errors.splitlines()[-1] == lines[0], errors
+    assert lines[0].startswith("error: ") and "Traceback" not in errors
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--steps", "abc"], "--steps"),
+        (["--steps", "0"], "--steps 0 must be more than 0"),
+        (["--batch-size", "-3"], "--batch-size -3 must be more than 0"),
+        (["--learning-rate", "nan"], "--learning-rate nan"),
+        (["--learning-rate", "-0.1"], "--learning-rate -0.1 must be more than 0"),
+        (["--top-p", "1.5"], "--top-p 1.5 must be more than 0, at most 1"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--data", "no-such-corpus"], "no file or folder of that name, nor one of pydocs"),
+    ],
+)
+def test_wrong_values(version, options, expected, capsys, corpus_file, tmp_path):
+    arguments = [*small_arguments(version, data=corpus_file, out=tmp_path / "run"), *options]
+    assert expected in complaint(version, arguments, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "holds no text"),
+        (b"a", "too short"),
+        (b"tiny\ntext", "too few for one window"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not UTF-8 text"),
+    ],
+)
+def test_text_that_cannot_be_trained_on(version, content, expected, capsys, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    arguments = small_arguments(version, data=tmp_path / "a.txt", out=tmp_path / "run")
+    assert expected in complaint(version, arguments, capsys)
+
+
+def test_a_context_longer_than_the_text(version, capsys, corpus_file, tmp_path):
+    arguments = small_arguments(
+        version, data=corpus_file, out=tmp_path / "run", context_length=1_000_000
+    )
+    assert "lower --context-length" in complaint(version, arguments, capsys)
+
+
+def test_no_network(version, capsys, tmp_path, monkeypatch):
+    url = "http://127.0.0.1:9/input.txt"  # nobody listens on the discard port
+    monkeypatch.setitem(corpora.DOWNLOADS, "shakespeare", (url,))
+    arguments = small_arguments(version, data="shakespeare", out=tmp_path / "run")
+    line = complaint(version, arguments, capsys)
+    assert url in line and "put the file at" in line and "--data pydocs" in line
+
+
+def test_nothing_to_go_on_from(version, capsys, tmp_path):
+    for option in ("--resume", "--sample"):
+        line = complaint(version, [option, "--out", tmp_path / "nothing"], capsys)
+        assert "train first" in line
+
+
+def test_unknown_characters_in_a_prompt(version, capsys, run):
+    arguments = ["--sample", "--out", run, "--prompt", "the cat \u4e00 \ud800"]
+    line = complaint(version, arguments, capsys)
+    assert ("'\u4e00'" in line) == by_characters(version)
+    assert "'\\ud800'" in line
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "tokenizer.json", "config.json"])
+def test_damaged_files(version, name, capsys, run):
+    whole = (run / name).read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"\x80\x04garbage", b"[1, 2]", b"{}"):
+        (run / name).write_bytes(content)
+        if name == "config.json" and content == b"{}":
+            continue  # all defaults: another run, told by the checkpoint below
+        for option in ("--sample", "--resume"):
+            if (name, option) == ("tokenizer.json", "--resume"):
+                continue  # learned again from the text
+            assert name in complaint(version, [option, "--out", run], capsys)
+    (run / name).unlink()
+    assert name in complaint(version, ["--sample", "--out", run], capsys)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "tokenizer.json", "config.json"])
+def test_files_of_another_version(version, name, capsys, run, runs):
+    for other in VERSIONS:
+        same_kind = name == "tokenizer.json" and by_characters(load_version(other))
+        if other == run.name or (same_kind and by_characters(version)):
+            continue
+        shutil.copy(runs / other / name, run / name)
+        assert str(run) in complaint(version, ["--sample", "--out", run], capsys)
+
+
+def test_a_checkpoint_of_another_config_or_text(version, capsys, run, tmp_path, corpus_file):
+    line = complaint(version, ["--resume", "--out", run, "--batch-size", "5"], capsys)
+    assert "batch-size 4, not 5" in line
+    other = tmp_path / "other.txt"
+    other.write_bytes(corpus_file.read_bytes().replace(b"cat", b"bat"))
+    line = complaint(version, ["--resume", "--out", run, "--data", other], capsys)
+    assert "use the same" in line
+    line = complaint(version, ["--resume", "--out", run, "--steps", "2"], capsys)
+    assert "past --steps 2" in line
+
+
+def test_a_tokenizer_that_does_not_fit_the_checkpoint(version, capsys, run):
+    tokenizer = json.loads((run / "tokenizer.json").read_text(encoding="utf-8"))
+    key = "characters" if by_characters(version) else "merges"
+    tokenizer[key] = tokenizer[key][:-1]
+    if "scaffolds" in tokenizer:
+        tokenizer["scaffolds"] = []
+    (run / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "checkpoint.pt" in complaint(version, ["--sample", "--out", run], capsys)
+
+
+def test_a_damaged_token_file(capsys, corpus_file, tmp_path, monkeypatch):
+    version = load_version("v4_modern")
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    arguments = small_arguments(version, data=corpus_file, out=tmp_path / "run")
+    version.main(arguments)
+    (path,) = (tmp_path / "cache" / "tokens").glob("train-*.bin")
+    path.write_bytes(path.read_bytes()[:-7])
+    line = complaint(version, arguments, capsys)
+    assert path.name in line and "delete" in line
+
+
+def test_sizes_that_do_not_fit_together(capsys, corpus_file, tmp_path):
+    for name, options, expected in (
+        ("v2_bpe_rope", {"head_size": 7}, "--head-size 7 must be even"),
+        ("v4_modern", {"head_size": 7}, "--head-size 7 must be even"),
+        ("v4_modern", {"n_heads": 4, "n_kv_heads": 3}, "--n-kv-heads 3 must divide --n-heads 4"),
+        ("v2_bpe_rope", {"vocab_size": 100}, "--vocab-size 100 must be at least 257"),
+        ("v3_alibi", {"vocab_size": 100}, "--vocab-size 100 must be at least 257"),
+        ("v4_modern", {"vocab_size": 100}, "--vocab-size 100 must be at least 257"),
+    ):
+        version = load_version(name)
+        arguments = small_arguments(version, data=corpus_file, out=tmp_path / "run", **options)
+        assert expected in complaint(version, arguments, capsys)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(version, capsys, corpus_file, tmp_path):
+    arguments = small_arguments(
+        version, data=corpus_file, out=tmp_path / "run", learning_rate=1e36, steps=50
+    )
+    assert "lower --learning-rate" in complaint(version, arguments, capsys)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()

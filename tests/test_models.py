@@ -1,0 +1,209 @@
+"""The parts of the models against torch's, against naive versions, and against published values."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import load_version, random_model, small_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+v1, v2, v3, v4 = (
+    load_version(name) for name in ("v1_char_transformer", "v2_bpe_rope", "v3_alibi", "v4_modern")
+)
+
+
+def close(left, right, tolerance=1e-5):
+    torch.testing.assert_close(left, right, atol=tolerance, rtol=tolerance)
+
+
+def split_heads(x, n_heads):
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+
+
+# ---- attention and positions ----
+
+
+@pytest.mark.parametrize("version", [v1, v2, v3])
+def test_attention_equals_torchs(version):
+    model, config = random_model(version)
+    attention, x = model.blocks[0].attention, torch.randn(2, 9, config.width)
+    parts = (attention.query, attention.key, attention.value)
+    q, k, v = (split_heads(part(x), config.n_heads) for part in parts)
+    q, k = model.position.rotate(q), model.position.rotate(k)
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    if version is v3:
+        mask = model.position.bias(9, x.device)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    close(attention(x, model.position), attention.output(y.transpose(1, 2).flatten(2)))
+
+
+def test_v1_has_the_published_size():
+    config = v1.Config(vocab_size=111)
+    model = v1.LanguageModel(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.82e6, rel=0.02)
+    assert (config.context_length, config.batch_size, config.width) == (64, 32, 64)
+    assert (config.n_layers, config.n_heads, config.head_size) == (6, 6, 64)
+    assert (config.dropout, config.checkpoint_every) == (0.2, 1000)
+
+
+def test_v1_reads_no_further_than_its_positions():
+    model, _ = random_model(v1)
+    with pytest.raises(ValueError, match="17 tokens, but only 16"):
+        model(torch.zeros(1, 17, dtype=torch.long))
+
+
+@given(st.integers(0, 500), st.integers(0, 100))
+def test_rotary_scores_depend_on_distance_only(shift, seed):
+    torch.manual_seed(seed)
+    position = v4.Position(small_config(v4)).double()
+    q, k = torch.randn(2, 1, 1, 12, 8, dtype=torch.float64)
+    here, there = position(0, 12), position(shift, 12)
+    scores = v4.rotate(q, here) @ v4.rotate(k, here).mT
+    close(scores, v4.rotate(q, there) @ v4.rotate(k, there).mT, 1e-4)
+    close(v4.rotate(q, there).norm(dim=-1), q.norm(dim=-1))
+    same = q[:, :, :1].expand(1, 1, 12, 8)  # one vector at all positions
+    toeplitz = (v4.rotate(same, here) @ v4.rotate(same, here).mT)[0, 0]
+    for distance in range(12):
+        assert toeplitz.diagonal(-distance).std(correction=0) < 1e-5
+
+
+def test_rotary_positions_are_complex_multiplication():
+    x = torch.randn(2, 3, 10, 8)
+    frequencies = 10_000.0 ** (-torch.arange(4) / 4)
+    turned = torch.complex(x[..., :4], x[..., 4:])
+    turned = turned * torch.exp(1j * torch.arange(10)[:, None] * frequencies)
+    expected = torch.cat((turned.real, turned.imag), dim=-1)
+    close(v2.Position(small_config(v2)).rotate(x), expected)
+    close(v4.rotate(x, v4.Position(small_config(v4))(0, 10)), expected)
+
+
+def test_alibis_published_slopes():
+    assert v3.Position.slopes(8) == [2.0**-i for i in range(1, 9)]  # section 3 of the paper
+    assert v3.Position.slopes(16) == [2 ** (-i / 2) for i in range(1, 17)]
+    assert v3.Position.slopes(6) == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
+    assert v3.Position.slopes(12) == [2.0**-i for i in range(1, 9)] + [
+        2**-0.5,
+        2**-1.5,
+        2**-2.5,
+        2**-3.5,
+    ]
+    assert v3.Position.slopes(1) == [2**-8]
+
+
+def test_alibis_bias():
+    config = small_config(v3, n_heads=3)
+    bias = v3.Position(config).bias(5, torch.device("cpu"))
+    for head, slope in enumerate(v3.Position.slopes(3)):
+        for query in range(5):
+            for key in range(5):
+                expected = -slope * (query - key) if key <= query else -math.inf
+                assert bias[head, query, key] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("version", [v2, v3, v4])
+def test_longer_contexts_than_trained_can_be_read(version):
+    model, config = random_model(version)
+    logits = model(torch.randint(config.vocab_size, (1, 8 * config.context_length)))
+    assert logits.isfinite().all()
+
+
+# ---- v4's block ----
+
+
+def test_norm_equals_torchs():
+    ours, theirs = v4.Norm(24), torch.nn.RMSNorm(24, eps=1e-6)
+    theirs.weight.data = ours.weight.data = torch.randn(24)
+    x = torch.randn(3, 5, 24) * 10
+    close(ours(x), theirs(x))
+
+
+def naive_qwen3(model, config, ids):
+    """Logits of one sequence, from the published equations and one head at a time."""
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    def turn(x):  # (T, D)
+        half = config.head_size // 2
+        angles = torch.arange(len(x))[:, None] * config.rope_base ** (-torch.arange(half) / half)
+        z = torch.complex(x[:, :half], x[:, half:]) * torch.exp(1j * angles)
+        return torch.cat((z.real, z.imag), dim=-1)
+
+    x, D = model.embedding.weight[ids], config.head_size
+    for block in model.blocks:
+        attention, h = block.attention, norm(x, block.attention_norm.weight)
+        outputs = []
+        for head in range(config.n_heads):
+            shared = head // (config.n_heads // config.n_kv_heads)
+            q = h @ attention.query.weight[head * D : (head + 1) * D].T
+            k = h @ attention.key.weight[shared * D : (shared + 1) * D].T
+            v = h @ attention.value.weight[shared * D : (shared + 1) * D].T
+            q, k = (
+                turn(norm(q, attention.query_norm.weight)),
+                turn(norm(k, attention.key_norm.weight)),
+            )
+            scores = q @ k.T / math.sqrt(D)
+            scores[torch.ones_like(scores, dtype=torch.bool).triu(1)] = -math.inf
+            outputs.append(torch.softmax(scores, -1) @ v)
+        x = x + torch.cat(outputs, -1) @ attention.output.weight.T
+        h, ff = norm(x, block.feed_forward_norm.weight), block.feed_forward
+        gate = h @ ff.gate.weight.T
+        x = x + (gate * torch.sigmoid(gate) * (h @ ff.up.weight.T)) @ ff.down.weight.T
+    return norm(x, model.norm.weight) @ model.head.weight.T
+
+
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(2, 2), (4, 2), (4, 1)])
+def test_the_model_is_qwen3s(n_heads, n_kv_heads):
+    model, config = random_model(v4, n_heads=n_heads, n_kv_heads=n_kv_heads)
+    ids = torch.randint(config.vocab_size, (2, 13))
+    expected = torch.stack([naive_qwen3(model, config, row) for row in ids])
+    close(model(ids), expected, 1e-4)
+
+
+# ---- v4's cache ----
+
+
+def test_cached_logits_equal_uncached():
+    model, config = random_model(v4, n_heads=4, n_kv_heads=2)
+    ids = torch.randint(config.vocab_size, (2, 16))
+    caches = [v4.Cache() for _ in model.blocks]
+    pieces = [model(ids[:, :7], caches)]
+    pieces += [model(ids[:, t : t + 1], caches) for t in range(7, 16)]
+    close(torch.cat(pieces, dim=1), model(ids), 1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("prompt_length", [1, 5, 16, 17, 50])
+@pytest.mark.parametrize("context_length", [1, 2, 7, 16])
+def test_cached_generation_equals_uncached(temperature, prompt_length, context_length):
+    options = {"context_length": context_length, "max_new_tokens": 45, "temperature": temperature}
+    model, config = random_model(v4, **options)
+    prompt = [(7 * i) % config.vocab_size for i in range(prompt_length)]
+    ids, first = list(prompt), max(0, prompt_length - context_length)
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(45):  # the same windows, read anew for every token
+        if len(ids) - first > context_length:
+            first = len(ids) - max(1, context_length // 2)
+        logits = model(torch.tensor([ids[first:]]))[0, -1]
+        ids.append(v4.draw(logits, config, generator))
+    assert list(v4.generate(model, prompt, config, stop=-1)) == ids[prompt_length:]
+
+
+# ---- v0 ----
+
+
+def test_gradient_descent_finds_the_counted_bigram(tmp_path, corpus_file):
+    v0 = load_version("v0_bigram")
+    options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 400, "learning_rate": 0.1}
+    summary = v0.train(small_config(v0, **options, batch_size=32))
+    assert summary["bits_per_byte"] == pytest.approx(summary["counted_bits_per_byte"], rel=0.02)
+
+
+def test_counted_bigrams():
+    v0 = load_version("v0_bigram")
+    config = small_config(v0, vocab_size=3)
+    model = v0.count_bigrams(torch.tensor([0, 1, 2, 1, 2, 0]).numpy(), config, smoothing=0.5)
+    expected = torch.tensor([[0.5, 1.5, 0.5], [0.5, 0.5, 2.5], [1.5, 1.5, 0.5]])
+    close(model.table.weight.exp(), expected / expected.sum(1, keepdim=True))

@@ -1,0 +1,165 @@
+"""v4's loss, optimizers, clipping and schedule against torch's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import load_version, random_model, small_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+v4 = load_version("v4_modern")
+
+
+def close(left, right, tolerance=1e-6):
+    torch.testing.assert_close(left, right, atol=tolerance, rtol=tolerance)
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.floats(0.01, 100), st.integers(0, 99))
+def test_cross_entropy_equals_torchs(n, V, scale, seed):
+    torch.manual_seed(seed)
+    logits = (torch.randn(n, 3, V, dtype=torch.float64) * scale).requires_grad_()
+    targets = torch.randint(V, (n, 3))
+    ours, theirs = (
+        v4.cross_entropy(logits, targets),
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+    )
+    close(ours, theirs)
+    close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
+    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(n, 3)
+    close(v4.cross_entropy(logits, targets, reduction="none"), each)
+
+
+def same_start(seed=0, shapes=((4, 3), (5,), (1, 7))):
+    torch.manual_seed(seed)
+    ours = [torch.randn(shape).requires_grad_() for shape in shapes]
+    return ours, [p.detach().clone().requires_grad_() for p in ours]
+
+
+@given(
+    lr=st.floats(1e-4, 0.5),
+    beta1=st.floats(0, 0.99),
+    beta2=st.floats(0, 0.999),
+    weight_decay=st.floats(0, 0.5),
+)
+def test_adamw_equals_torchs(lr, beta1, beta2, weight_decay):
+    ours, theirs = same_start()
+    options = {"lr": lr, "betas": (beta1, beta2), "weight_decay": weight_decay}
+    left, right = v4.AdamW(ours, **options), torch.optim.AdamW(theirs, **options)
+    for step in range(6):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p) * 10.0 ** (step - 3)
+            q.grad = p.grad.clone()
+        left.step()
+        right.step()
+    for p, q in zip(ours, theirs):
+        close(p, q, 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 8), (8, 24)])
+def test_muon_equals_torchs(shape):
+    """torch's works in bfloat16, which has 8 bits; hence the tolerance."""
+    ours, theirs = same_start(shapes=(shape, shape))
+    left = v4.Muon(ours, lr=0.05, momentum=0.9, weight_decay=0.1)
+    right = torch.optim.Muon(theirs, lr=0.05, momentum=0.9, weight_decay=0.1)
+    start = [p.detach().clone() for p in ours]
+    for _ in range(4):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        left.step()
+        right.step()
+    for p, q, before in zip(ours, theirs, start):
+        moved = (q - before).norm()
+        assert (p - q).norm() < 0.02 * moved
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+def test_orthogonalize(rows, columns, seed):
+    x = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed))
+    y = v4.orthogonalize(x)
+    for before, after in zip(x.double(), y.double()):
+        U, S, Vh = torch.linalg.svd(before, full_matrices=False)
+        # Each singular value goes by the polynomial alone, directions stay.
+        s = S / S.square().sum().sqrt()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        close(after, U @ torch.diag(s) @ Vh, 2e-3)
+
+
+def test_orthogonalized_singular_values_are_near_one():
+    x = torch.randn(4, 64, 128, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(v4.orthogonalize(x))
+    assert 0.65 < values.min() and values.max() < 1.25
+
+
+@given(st.floats(0.01, 100), st.floats(0.1, 10), st.integers(0, 99))
+def test_clipping_equals_torchs(scale, max_norm, seed):
+    ours, theirs = same_start(seed)
+    for p, q in zip(ours, theirs):
+        p.grad = torch.randn_like(p) * scale
+        q.grad = p.grad.clone()
+    length = v4.clip_grad_norm((p for p in ours), max_norm)  # an iterator may be gone through once
+    close(length, torch.nn.utils.clip_grad_norm_(theirs, max_norm), 1e-5)
+    for p, q in zip(ours, theirs):
+        close(p.grad, q.grad, 1e-5)
+
+
+@given(
+    steps=st.integers(1, 50),
+    warmup=st.integers(0, 20),
+    final=st.floats(0, 1),
+    schedule=st.sampled_from(["linear", "cosine"]),
+)
+def test_schedule_equals_torchs(steps, warmup, final, schedule):
+    config = small_config(
+        v4,
+        steps=warmup + steps,
+        warmup_steps=warmup,
+        final_learning_rate=final,
+        schedule=schedule,
+        learning_rate=0.5,
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    if schedule == "linear":
+        down = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, total_iters=steps)
+    else:
+        down = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.5 * final)
+    for step in range(warmup):
+        assert v4.learning_rate(step, config) == pytest.approx(0.5 * (step + 1) / warmup)
+    for step in range(warmup, warmup + steps + 1):
+        rate = optimizer.param_groups[0]["lr"]
+        assert v4.learning_rate(step, config) == pytest.approx(rate, abs=1e-6)
+        optimizer.step()
+        down.step()
+
+
+def test_every_parameter_has_one_optimizer():
+    model, config = random_model(v4)
+    adamw, muon = v4.make_optimizers(model, config)
+    left = {id(p) for group in adamw.param_groups for p in group["params"]}
+    right = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert not left & right and left | right == {id(p) for p in model.parameters()}
+    assert id(model.embedding.weight) in left and id(model.head.weight) in left
+    assert id(model.blocks[0].attention.query.weight) in right
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatch):
+    model, config = random_model(v4, accumulation_steps=3, out=str(tmp_path))
+    tokens = torch.randint(config.vocab_size, (200,)).numpy()
+    batches = [v4.get_batch(tokens, 6 + i, config) for i in range(3)]  # the batches of step 2
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches))
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    grads = torch.autograd.grad(expected, list(model.parameters()))
+
+    class Run:
+        step, device, optimizers = 2, torch.device("cpu"), v4.make_optimizers(model, config)
+
+    Run.model, seen = model, []
+    monkeypatch.setattr(v4, "clip_grad_norm", lambda p, _: seen.extend(q.grad.clone() for q in p))
+    loss = v4.training_step(Run, tokens, config)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(seen, grads):
+        close(ours, theirs, 1e-5)
+    assert math.isfinite(loss)

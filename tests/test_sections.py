@@ -1,0 +1,89 @@
+"""The files as a reader meets them: the same sections, and diffs that tell what headers promise."""
+
+import ast
+import difflib
+import re
+
+import pytest
+from conftest import ROOT, VERSIONS, load_version
+
+SECTIONS = [
+    "1. Config",
+    "2. Tokenizer",
+    "3. Data",
+    "4. Model: norm",
+    "5. Model: position",
+    "6. Model: attention",
+    "7. Model: feed-forward",
+    "8. Model: language model",
+    "9. Optimizer and schedule",
+    "10. Evaluation",
+    "11. Sampling",
+    "12. Checkpoint",
+    "13. Training loop",
+    "14. Command line",
+]
+NAMES = "Config Tokenizer LanguageModel get_batch learning_rate evaluate generate save_checkpoint"
+NAMES += " load_checkpoint train main"
+PARTS = "Norm Attention FeedForward Block"  # of a transformer, from v1 on
+
+
+def source(name: str) -> str:
+    return (ROOT / name / "train.py").read_text(encoding="utf-8")
+
+
+def sections(name: str) -> dict[str, str]:
+    parts = re.split(r"(?m)^# ---- (\d+\. .*) ----\n", source(name))
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_sections_and_names(name):
+    assert list(sections(name)) == SECTIONS
+    assert all(body.strip() for body in sections(name).values())
+    names = NAMES.split() + (PARTS.split() if name != VERSIONS[0] else [])
+    assert [n for n in names if not hasattr(load_version(name), n)] == []
+    for text in (line for line in source(name).splitlines() if line.startswith("# ----")):
+        assert re.fullmatch(r"# ---- \d+\. .* ----", text)
+
+
+@pytest.mark.parametrize("before, after", list(zip(VERSIONS, VERSIONS[1:])))
+def test_headers_name_the_sections_that_differ(before, after):
+    doc = ast.get_docstring(ast.parse(source(after)))
+    number = before.split("_")[0]
+    promised = re.search(rf"New since {number} \(sections? ([\d, ]+)\):", doc)
+    assert promised, "the header names the sections that differ"
+    old, new = sections(before), sections(after)
+    differing = [s.split(".")[0] for s in SECTIONS if old[s] != new[s]]
+    assert promised[1].split(", ") == differing
+    assert f"diff {before}/train.py {after}/train.py" in doc
+    assert f"python {after}/train.py" in doc
+
+
+def test_neighbours_share_what_their_idea_leaves():
+    """From v1 on the smaller share of lines is the new one; v4 replaces most of the model."""
+    for before, after, share in zip(VERSIONS[1:], VERSIONS[2:], (0.7, 0.85, 0.35)):
+        old, new = source(before).splitlines(), source(after).splitlines()
+        blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+        assert sum(block.size for block in blocks) / len(new) > share, (before, after)
+
+
+def test_files_stay_short():
+    lengths = {name: len(source(name).splitlines()) for name in VERSIONS}
+    assert lengths["v0_bigram"] <= 300
+    assert lengths["v4_modern"] <= 800
+    assert max(len(line) for name in VERSIONS for line in source(name).splitlines()) <= 100
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_no_version_imports_another(name):
+    for node in ast.walk(ast.parse(source(name))):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            assert not re.match(r"v\d|benchmarks|tests", module)
+
+
+def test_shared_imports_nothing_of_the_versions():
+    for path in (ROOT / "shared").glob("*.py"):
+        assert not re.search(r"(?m)^(from|import) (v\d|benchmarks|tests)", path.read_text("utf-8"))

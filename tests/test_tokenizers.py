@@ -1,0 +1,285 @@
+"""Byte-pair encoding: v2 and v4 against each other and against other people's, v3's promises."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from conftest import load_version, small_text
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shared.corpora import END_OF_TEXT
+from shared.tokens import open_token_file
+
+v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Few letters, so that pairs come again; and what splits words in odd places.
+TEXTS = st.lists(
+    st.text(st.sampled_from("aab b'st\n\r 1é漢🙂\u0301\u00a0\x1c\x85\u3000")) | st.text(),
+    max_size=4,
+)
+PROSE = small_text()
+
+
+# ---- training ----
+
+
+@given(TEXTS, st.integers(257, 300))
+@example(["aaaa aaa aa a", "abab ababab"], 280)
+@example(PROSE.split(END_OF_TEXT), 400)
+def test_deltas_learn_the_merges_of_the_recount(texts, vocab_size):
+    assert (
+        v4.Tokenizer.train(texts, vocab_size).merges == v2.Tokenizer.train(texts, vocab_size).merges
+    )
+
+
+@given(TEXTS, st.integers(257, 290))
+def test_merges_are_the_most_frequent_pairs(texts, vocab_size):
+    """Against the definition, written for clarity: strings of symbols, every pair counted anew."""
+    import regex
+
+    words = Counter()
+    for text in texts:
+        whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        words.update(tuple(bytes([b]) for b in w.encode()) for w in regex.findall(GPT2, whole))
+    learned = []
+    while len(learned) < vocab_size - 257:
+        pairs = Counter()
+        for word, count in words.items():
+            for left, right in zip(word, word[1:]):
+                pairs[left, right] += count
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        learned.append(best)
+        merged = Counter()
+        for word, count in words.items():
+            symbols, rest = [], list(word)
+            while rest:
+                size = 2 if tuple(rest[:2]) == best else 1
+                symbols.append(b"".join(rest[:size]))
+                del rest[:size]
+            merged[tuple(symbols)] += count
+        words = merged
+    tokenizer = v4.Tokenizer.train(texts, vocab_size)
+    assert [(tokenizer.vocab[a], tokenizer.vocab[b]) for a, b in tokenizer.merges] == learned
+
+
+def test_training_stops_when_no_pair_is_left():
+    for version in (v2, v3, v4):
+        tokenizer = version.Tokenizer.train(["ab ab", ""], 1000)
+        assert tokenizer.vocab_size == 256 + 2 + 1  # "ab" and " ab"
+        assert version.Tokenizer.train([], 1000).vocab_size == 257
+
+
+# ---- v4 against tiktoken and Hugging Face ----
+
+
+def as_tiktoken(tokenizer):
+    special = set(tokenizer.special_tokens.values())
+    ranks = {token: i for i, token in enumerate(tokenizer.vocab) if i not in special}
+    return tiktoken.Encoding(
+        "ours", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=tokenizer.special_tokens
+    )
+
+
+def as_hugging_face(tokenizer):
+    """Bytes are written there as visible characters, by GPT-2's table."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    table = {byte: chr(byte) for byte in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+    def spell(token):
+        return "".join(table[byte] for byte in token)
+
+    n_ordinary = 256 + len(tokenizer.merges)
+    model = tokenizers.models.BPE(
+        vocab={spell(token): i for i, token in enumerate(tokenizer.vocab[:n_ordinary])},
+        merges=[
+            (spell(tokenizer.vocab[a]), spell(tokenizer.vocab[b])) for a, b in tokenizer.merges
+        ],
+    )
+    theirs = tokenizers.Tokenizer(model)
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.add_special_tokens(list(tokenizer.special_tokens))
+    return theirs
+
+
+TOKENIZER = v4.Tokenizer.train([PROSE, "naïve café 漢字漢字 🙂🙂 aaaa aaaaaaaa   \n\n\n1234"], 500)
+TIKTOKEN, HUGGING_FACE = as_tiktoken(TOKENIZER), as_hugging_face(TOKENIZER)
+ANY = st.text() | st.text(
+    st.sampled_from("the cat's réd 42 aa\n\t \u00a0\x1c\x85\u3000🙂漢"), max_size=60
+)
+
+
+@given(ANY)
+@example("a\ud800b \ud83d\ude42")
+@example("<|endoftext|>the<|endoftext|><|endoftext|> cat")
+@example(PROSE)
+@example("a" * 70 + "'ll don't'")
+def test_ids_equal_tiktokens(text):
+    assert TOKENIZER.encode(text) == TIKTOKEN.encode(text, allowed_special="all")
+
+
+@given(ANY.map(lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")))
+@example("<|endoftext|>the<|endoftext|><|endoftext|> cat")
+@example(PROSE)
+def test_ids_equal_hugging_faces(text):
+    assert TOKENIZER.encode(text) == HUGGING_FACE.encode(text, add_special_tokens=False).ids
+
+
+@given(ANY.filter(lambda text: END_OF_TEXT not in text))
+def test_v2_and_v4_encode_alike(text):
+    assert v2.Tokenizer(TOKENIZER.merges).encode(text) == TOKENIZER.encode(text)
+
+
+# ---- special tokens ----
+
+
+def test_special_tokens():
+    specials = [END_OF_TEXT, "<|a|>", "<|a|><|b|>", "|>x", " "]
+    tokenizer = v4.Tokenizer(TOKENIZER.merges, specials)
+    end, a, ab, x, blank = (tokenizer.special_tokens[s] for s in specials)
+    assert (end, blank) == (256 + len(TOKENIZER.merges), tokenizer.vocab_size - 1)
+    assert tokenizer.encode("<|a|>") == [a]
+    assert tokenizer.encode("<|a|><|b|>") == [ab]  # of two that begin together, the longer
+    assert tokenizer.encode("<|a|>x<|a|><|a|>") == [a, *tokenizer.encode("x"), a, a]
+    assert tokenizer.encode("|>x<|a|><|b|>") == [x, ab]
+    assert tokenizer.encode("a b") == [97, blank, 98]
+    assert tokenizer.encode("<|b|>") == v4.Tokenizer(TOKENIZER.merges).encode("<|b|>")  # none
+    assert tokenizer.decode([a, ab, x, end]) == "<|a|><|a|><|b|>|>x<|endoftext|>"
+
+
+def test_special_tokens_are_not_learned_from():
+    with_specials = v4.Tokenizer.train(["ab<|endoftext|>ab<|endoftext|>"], 300)
+    assert with_specials.merges == v4.Tokenizer.train(["ab", "ab"], 300).merges
+    assert END_OF_TEXT.encode() in with_specials.vocab
+
+
+# ---- streaming ----
+
+OVERLAPPING = v4.Tokenizer(TOKENIZER.merges, [END_OF_TEXT, "<|a|>", "<|a|> <|b|>", "a b"])
+
+
+@given(
+    st.text(st.sampled_from("the cat's  \n\r\t<|a|> b>\u3000\u00a0🙂\ud83d\ude42"), max_size=120)
+    | st.lists(st.sampled_from(["<|a|>", "<|b|>", " ", "a", "a b", END_OF_TEXT, "'ll"])).map(
+        "".join
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_streaming_gives_the_ids_of_the_whole(text, chance):
+    pieces, rest = [], text
+    while rest:
+        size = chance.randint(0, 9)
+        pieces, rest = [*pieces, rest[:size]], rest[size:]
+    for tokenizer in (TOKENIZER, OVERLAPPING):
+        assert list(tokenizer.encode_iterable(pieces)) == tokenizer.encode(text)
+
+
+def test_encode_file(tmp_path, monkeypatch):
+    text = PROSE.replace("cat", "cät\r\n") * 3 + END_OF_TEXT
+    (tmp_path / "text.txt").write_bytes(text.encode("utf-8"))
+    monkeypatch.setattr("shared.corpora.PIECE_BYTES", 1000)  # many pieces
+    count = TOKENIZER.encode_file(tmp_path / "text.txt", tmp_path / "tokens.bin")
+    sha256 = v4.json_sha256(TOKENIZER.to_json())
+    tokens = open_token_file(tmp_path / "tokens.bin", sha256)
+    end = TOKENIZER.special_tokens[END_OF_TEXT]
+    assert isinstance(tokens, np.memmap) and len(tokens) == count
+    assert tokens.tolist() == [end, *TOKENIZER.encode(text)]
+
+
+def test_streaming_does_not_hold_the_text():
+    """What waits to be encoded stays short, however much has gone by."""
+    waiting = []
+
+    def texts():
+        for _ in range(300):
+            waiting.append(consumed[0])
+            consumed[0] = 0
+            yield "the cat sees a tree " * 50
+
+    consumed = [0]
+    for ids in TOKENIZER.encode_pieces(texts()):
+        consumed[0] += len(ids)
+    assert max(waiting[2:]) < 2 * min(waiting[2:])
+
+
+# ---- v3: English words, no scaffolds ----
+
+
+def test_merges_hold_english_letters_only():
+    text = PROSE + " naïve café 12 12 12 ...... ------ \n\n\n\n été été été    x_y_z __init__"
+    tokenizer = v3.Tokenizer.train([text], 400)
+    assert len(tokenizer.vocab) > 280
+    for token in tokenizer.vocab[256:-1]:
+        assert token.lstrip(b" ").isalpha() and token.isascii() and token.count(b" ") <= 1
+
+
+SCAFFOLDED = v3.Tokenizer.train([PROSE], 275)
+
+
+def test_there_are_scaffolds_and_as_many_tokens_as_asked_for():
+    assert SCAFFOLDED.vocab_size == 275
+    assert SCAFFOLDED.scaffolds
+    assert len(SCAFFOLDED.merges) == 275 - 257 + len(SCAFFOLDED.scaffolds)
+
+
+@given(st.text() | st.text(st.sampled_from("the cat sees dog small red house")))
+@example(PROSE)
+def test_scaffolds_are_never_emitted(text):
+    spelled = [bytes([byte]) for byte in range(256)]
+    for left, right in SCAFFOLDED.merges:
+        spelled.append(spelled[left] + spelled[right])
+    ordinary = {spelled[n] for n in range(len(spelled)) if n not in SCAFFOLDED.scaffolds}
+    for token in SCAFFOLDED.encode(text.replace(END_OF_TEXT, "")):
+        assert SCAFFOLDED.token_bytes(token) in ordinary
+
+
+def naive_scaffold_bpe(words: dict[str, int], n_tokens: int):
+    """Scaffold-BPE by its rule, on tuples of strings: the merges and the scaffolds' spellings."""
+    words = {tuple(word): count for word, count in words.items()}
+    tokens, scaffolds, merges = [], set(), []
+
+    def pair_counts():
+        pairs = Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        return pairs
+
+    while len(tokens) - len(scaffolds) < n_tokens and (pairs := pair_counts()):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        tokens.append("".join(best))
+        for word in list(words):
+            symbols, rest = [], list(word)
+            while rest:
+                size = 2 if tuple(rest[:2]) == best else 1
+                symbols.append("".join(rest[:size]))
+                del rest[:size]
+            words[tuple(symbols)] = words.pop(word)
+        next_best = max(pair_counts().values(), default=0)
+        for part in best:
+            remaining = sum(word.count(part) * count for word, count in words.items())
+            if part in tokens and remaining < next_best:
+                scaffolds.add(part)
+    return merges, scaffolds
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scaffolds_are_those_of_the_rule(seed):
+    chance = random.Random(seed)
+    stems = ["th", "the", "ther", "zero", "zer", "abcab", "aaaa", "cab"]
+    words = Counter(chance.choice(stems) + chance.choice(["", "s", "e"]) for _ in range(300))
+    merges, scaffolds = naive_scaffold_bpe(words, 12)
+    text = "\n".join(word for word, count in words.items() for _ in range(count))
+    tokenizer = v3.Tokenizer.train([text], 257 + 12)
+    spelled = [bytes([byte]) for byte in range(256)]
+    for left, right in tokenizer.merges:
+        spelled.append(spelled[left] + spelled[right])
+    assert [(spelled[a].decode(), spelled[b].decode()) for a, b in tokenizer.merges] == merges
+    assert {spelled[n].decode() for n in tokenizer.scaffolds} == scaffolds
