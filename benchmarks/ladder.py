@@ -33,6 +33,7 @@ class Options:
     """Train all versions as they ship and write the README's table."""
 
     seeds: int = 3  # runs of each version
+    render: bool = False  # train nothing, write the table from the committed results.json
     runs: str = str(ROOT / "runs" / "ladder")  # where the runs go
 
 
@@ -73,11 +74,12 @@ def table(summaries: list[dict]) -> str:
     return "\n".join(rows)
 
 
-def caption(summaries: list[dict]) -> str:
-    """What the numbers of the table depend on."""
+def report(summaries: list[dict]) -> str:
+    """The table, and what its numbers depend on."""
     first = summaries[0]
     seeds = len({summary["seed"] for summary in summaries})
     return (
+        f"{table(summaries)}\n\n"
         f"Mean ± standard deviation of {seeds} seeds, the whole validation split of "
         f"`{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, Python "
         f"{first['python']}, sha256 {first['corpus']['sha256'][:12]}), {first['threads']} threads, "
@@ -85,22 +87,27 @@ def caption(summaries: list[dict]) -> str:
     )
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    summaries = [
-        run(version, seed, Path(options.runs) / f"{version}-{seed}")
-        for seed in range(options.seeds)
-        for version in VERSIONS
-    ]
-    text = table(summaries) + "\n\n" + caption(summaries)
-    write_json(RESULTS / "results.json", summaries)
-    write_text(RESULTS / "table.md", text + "\n")
-    shutil.copy(Path(options.runs) / f"{VERSIONS[-1]}-0" / "loss.png", RESULTS / "v4_loss.png")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def readme_with(text: str, readme: str) -> str:
+    """`readme` with `text` between its markers."""
     begin, end = map(re.escape, MARKERS)
-    block = f"{MARKERS[0]}\n{text}\n{MARKERS[1]}"
-    readme = re.sub(rf"(?s){begin}.*{end}", lambda _: block, readme)
-    write_text(ROOT / "README.md", readme)
+    block = "\n".join((MARKERS[0], text, MARKERS[1]))
+    return re.sub(rf"(?s){begin}.*{end}", lambda _: block, readme)
+
+
+def main() -> None:
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
+    if not options.render:
+        summaries = [
+            run(version, seed, Path(options.runs) / f"{version}-{seed}")
+            for seed in range(options.seeds)
+            for version in VERSIONS
+        ]
+        write_json(RESULTS / "results.json", summaries)
+        shutil.copy(Path(options.runs) / f"{VERSIONS[-1]}-0" / "loss.png", RESULTS / "v4_loss.png")
+    text = report(json.loads((RESULTS / "results.json").read_text(encoding="utf-8")))
+    write_text(RESULTS / "table.md", text + "\n")
+    readme = ROOT / "README.md"
+    write_text(readme, readme_with(text, readme.read_text(encoding="utf-8")))
     print(text)
 
 

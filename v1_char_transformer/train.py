@@ -46,7 +46,7 @@ class Config:
     dropout: float = 0.2  # share of activations dropped in training
     steps: int = 400  # optimizer steps; 5,000 train the published configuration in full
     batch_size: int = 32  # windows of text a step
-    learning_rate: float = 1e-3  # of AdamW
+    learning_rate: float = 3e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random

@@ -46,17 +46,17 @@ class Config:
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
     vocab_size: int = 1024  # tokens: 256 bytes, the merges, and <|endoftext|>
-    tokenizer_sample_bytes: int = 200_000  # of training text that the merges are learned from
+    tokenizer_sample_bytes: int = 100_000  # of training text that the merges are learned from
     context_length: int = 64  # tokens the model looks back
     width: int = 64  # channels of the residual stream
     n_layers: int = 6  # blocks
     n_heads: int = 6  # attention heads a block
     head_size: int = 64  # channels of a head
     rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
-    dropout: float = 0.2  # share of activations dropped in training
-    steps: int = 400  # optimizer steps
+    dropout: float = 0.0  # share of activations dropped in training
+    steps: int = 350  # optimizer steps
     batch_size: int = 32  # windows of text a step
-    learning_rate: float = 1e-3  # of AdamW
+    learning_rate: float = 3e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random
@@ -86,8 +86,8 @@ class Tokenizer:
     )
 
     def __init__(self, merges: list[tuple[int, int]]) -> None:
-        self.merges = merges
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.merges = [(left, right) for left, right in merges]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
@@ -176,11 +176,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(
-            path,
-            "bpe",
-            lambda s: cls([(a, b) for a, b in s["merges"]]),
-        )
+        return read_tokenizer(path, "bpe", lambda s: cls(s["merges"]))
 
 
 # ---- 3. Data ----

@@ -48,16 +48,16 @@ class Config:
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
     vocab_size: int = 1024  # tokens: 256 bytes, the merges, and <|endoftext|>
-    tokenizer_sample_bytes: int = 200_000  # of training text that the merges are learned from
+    tokenizer_sample_bytes: int = 100_000  # of training text that the merges are learned from
     context_length: int = 64  # tokens the model looks back
     width: int = 64  # channels of the residual stream
     n_layers: int = 6  # blocks
     n_heads: int = 6  # attention heads a block
     head_size: int = 64  # channels of a head
-    dropout: float = 0.2  # share of activations dropped in training
-    steps: int = 400  # optimizer steps
+    dropout: float = 0.0  # share of activations dropped in training
+    steps: int = 350  # optimizer steps
     batch_size: int = 32  # windows of text a step
-    learning_rate: float = 1e-3  # of AdamW
+    learning_rate: float = 3e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random
@@ -85,14 +85,15 @@ class Tokenizer:
 
     pattern = regex.compile(r" ?[A-Za-z]+|.", regex.DOTALL)
 
-    def __init__(self, merges: list[tuple[int, int]], scaffolds: set[int]) -> None:
-        self.merges, self.scaffolds = merges, scaffolds  # in these, scaffolds have numbers, too
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+    def __init__(self, merges: list[tuple[int, int]], scaffolds: Iterable[int]) -> None:
+        self.merges = [(left, right) for left, right in merges]
+        self.scaffolds = set(scaffolds)  # counted as in merges, where every token has a number
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         self.apart = [[byte] for byte in range(256)]  # number -> its id; of a scaffold, its parts'
         for number, (left, right) in enumerate(merges, start=256):
             parts = self.apart[left] + self.apart[right]
-            if number not in scaffolds:
+            if number not in self.scaffolds:
                 self.vocab.append(b"".join(self.vocab[i] for i in parts))
                 parts = [len(self.vocab) - 1]
             self.apart.append(parts)
@@ -179,11 +180,8 @@ class Tokenizer:
         return self.vocab[token]
 
     def to_json(self) -> dict:
-        return {
-            "kind": "scaffold-bpe",
-            "merges": self.merges,
-            "scaffolds": sorted(self.scaffolds),
-        }
+        scaffolds = sorted(self.scaffolds)
+        return {"kind": "scaffold-bpe", "merges": self.merges, "scaffolds": scaffolds}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -191,11 +189,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(
-            path,
-            "scaffold-bpe",
-            lambda s: cls([(a, b) for a, b in s["merges"]], set(s["scaffolds"])),
-        )
+        return read_tokenizer(path, "scaffold-bpe", lambda s: cls(s["merges"], s["scaffolds"]))
 
 
 # ---- 3. Data ----

@@ -68,7 +68,7 @@ class Config:
     head_size: int = 64  # channels of a head
     feed_forward_size: int = 344  # channels inside the feed-forward
     rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
-    steps: int = 1500  # optimizer steps
+    steps: int = 900  # optimizer steps
     batch_size: int = 8  # windows of text at a time
     accumulation_steps: int = 1  # batches whose gradients make one step
     learning_rate: float = 0.015  # of AdamW (embedding, head, gains), at its highest
@@ -111,8 +111,8 @@ class Tokenizer:
     def __init__(
         self, merges: list[tuple[int, int]], special_tokens: Iterable[str] = (END_OF_TEXT,)
     ) -> None:
-        self.merges = merges
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.merges = [(left, right) for left, right in merges]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
@@ -282,11 +282,8 @@ class Tokenizer:
         return self.vocab[token]
 
     def to_json(self) -> dict:
-        return {
-            "kind": "delta-bpe",
-            "merges": self.merges,
-            "special_tokens": list(self.special_tokens),
-        }
+        specials = list(self.special_tokens)
+        return {"kind": "delta-bpe", "merges": self.merges, "special_tokens": specials}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -294,11 +291,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(
-            path,
-            "delta-bpe",
-            lambda s: cls([(a, b) for a, b in s["merges"]], s["special_tokens"]),
-        )
+        return read_tokenizer(path, "delta-bpe", lambda s: cls(s["merges"], s["special_tokens"]))
 
 
 # ---- 3. Data ----
