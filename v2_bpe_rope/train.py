@@ -56,7 +56,7 @@ class Config:
     dropout: float = 0.0  # share of activations dropped in training
     steps: int = 350  # optimizer steps
     batch_size: int = 32  # windows of text a step
-    learning_rate: float = 3e-3  # of AdamW
+    learning_rate: float = 6e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random
