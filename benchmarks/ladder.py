@@ -78,12 +78,13 @@ def report(summaries: list[dict]) -> str:
     """The table, and what its numbers depend on."""
     first = summaries[0]
     seeds = len({summary["seed"] for summary in summaries})
+    commits = ", ".join(sorted({str(summary["commit"])[:12] for summary in summaries}))
     return (
         f"{table(summaries)}\n\n"
         f"Mean ± standard deviation of {seeds} seeds, the whole validation split of "
         f"`{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, Python "
         f"{first['python']}, sha256 {first['corpus']['sha256'][:12]}), {first['threads']} threads, "
-        f"torch {first['torch']}, commit {(first['commit'] or 'unknown')[:12]}."
+        f"torch {first['torch']}, commit {commits}."
     )
 
 

@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
 
+from shared.corpora import DOWNLOADS
 from shared.files import UserError, read_json
 from shared.tokens import Tokenizer
 
 ConfigType = TypeVar("ConfigType")
+T = TypeVar("T")
 
 # Limits of the options; any other number must be more than 0.
 MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
@@ -32,7 +35,17 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
     config = _parse(config_class, arguments, None)
     if config.resume or config.sample:
         config = _parse(config_class, arguments, load_config(config_class, config.out))
+    if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
+        config = dataclasses.replace(config, data=str(Path(config.data).expanduser().resolve()))
+    _check_folder(Path(config.out).resolve())
     return config
+
+
+def _check_folder(out: Path) -> None:
+    """UserError, before any work is done, if no files can be written to `out`."""
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--out {out}: no files can be written to {existing}")
 
 
 def _parse(
@@ -65,7 +78,8 @@ def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
     path = Path(out) / "config.json"
     values = read_json(path)
     try:
-        return config_class(**values | {"out": out, "resume": False, "sample": False})
+        fresh = {"out": out, "resume": False, "sample": False, "compile": False}
+        return config_class(**values | {k: v for k, v in fresh.items() if k in values})
     except TypeError:
         raise UserError(f"{path} is of another version") from None
 
@@ -74,10 +88,14 @@ def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any versi
     """UserError unless each value of `config` is of its type and each number within its limits."""
     for field in dataclasses.fields(config):
         value, option = getattr(config, field.name), "--" + field.name.replace("_", "-")
-        if field.type in (int, float, bool, str):
-            number = field.type is float and type(value) is int
-            if not (type(value) is field.type or number):
-                raise UserError(f"{option} {value!r} is not of type {field.type.__name__}")
+        if get_origin(field.type) is Literal:
+            fits, kind = value in get_args(field.type), f"one of {get_args(field.type)}"
+        else:
+            wanted = (get_args(field.type) or (field.type,))[0]  # the int of Annotated[int, ...]
+            fits = type(value) is wanted or (wanted, type(value)) == (float, int)
+            kind = f"of type {wanted.__name__}"
+        if not fits:
+            raise UserError(f"{option} {value!r} is not {kind}")
         if type(value) in (int, float):
             limit = AT_MOST.get(field.name, math.inf)
             low = value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)
@@ -117,6 +135,11 @@ def pick_device(name: str) -> str:
     if not available.get(name):
         raise UserError(f"--device {name}: this machine has no such device; use --device auto")
     return name
+
+
+def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
+    """With --resume, the tokenizer of the run that goes on."""
+    return tokenizer_class.load(Path(config.out) / "tokenizer.json") if config.resume else None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

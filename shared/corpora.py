@@ -9,6 +9,7 @@ instead, at the end of a line. A corpus that comes with a split of its own keeps
 import ast
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import sys
@@ -142,11 +143,11 @@ def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
     share = n_bytes / max(1, corpus.train_bytes)
     seen = taken = 0
     for document in read_documents(corpus.train):
-        size = len(document.encode("utf-8"))
+        data = document.encode("utf-8")
         if taken <= seen * share and taken < n_bytes:
-            taken += size
-            yield document
-        seen += size
+            yield data[: n_bytes - taken].decode("utf-8", "ignore")
+            taken += len(data)
+        seen += len(data)
 
 
 def well_formed(text: str) -> str:
@@ -216,6 +217,8 @@ def _write_splits(name: str, documents: Iterable[str], folder: Path) -> None:
         text = END_OF_TEXT.join(first)
         cut = len(text) * 9 // 10
         cut = text.find("\n", cut, len(text) - 1) + 1 or cut
+        separator = text.find(END_OF_TEXT, max(0, cut - len(END_OF_TEXT)), cut + len(END_OF_TEXT))
+        cut = separator if 0 <= separator < cut else cut  # not through the middle of one
         placed = iter([("train", text[:cut]), ("val", text[cut:])])
     else:
         placed = (
@@ -236,7 +239,8 @@ def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
     sizes = []
     for path in (train, val):
         size = 0
-        for document in read_documents(path):
+        bar = tqdm(read_documents(path), desc=f"hashing {path.name}", unit="document", leave=False)
+        for document in bar:
             data = document.encode("utf-8")
             size += len(data)
             digest.update(data + END_OF_TEXT.encode("utf-8"))
@@ -275,7 +279,7 @@ def _download(url: str, folder: Path) -> Path:
     if not archive.exists():
         try:
             _fetch(url, partial)
-        except (OSError, ValueError) as error:  # URLError, timeouts and broken connections too
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError, timeouts too
             reason = getattr(error, "reason", None) or error
             raise UserError(
                 f"cannot download {url} ({reason}): run again to go on, or put the file at "
@@ -288,7 +292,8 @@ def _download(url: str, folder: Path) -> Path:
     if text != archive:
         try:
             with gzip.open(archive) as packed, atomic_write(text) as unpacked:
-                shutil.copyfileobj(packed, unpacked, PIECE_BYTES)
+                with tqdm.wrapattr(unpacked, "write", desc=f"unpacking {archive.name}") as counted:
+                    shutil.copyfileobj(packed, counted, PIECE_BYTES)
         except (OSError, EOFError) as error:
             raise UserError(
                 f"{archive} cannot be unpacked ({error}): delete it, run again"

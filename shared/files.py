@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write `value` as JSON, one key a line where it is an object."""
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+        file.write((json.dumps(value, indent=2) + "\n").encode("ascii"))
 
 
 def json_sha256(value: Any) -> str:  # noqa: ANN401

@@ -7,6 +7,7 @@ summary.json    what came out                      tokenizer.json, checkpoint.pt
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import platform
@@ -14,8 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shared.command_line import pick_device, print_text
+from shared.command_line import encode_prompt, pick_device, print_text
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, atomic_write, json_sha256, write_json, write_text
 from shared.tokens import Tokenizer, token_lengths
@@ -66,45 +66,55 @@ class Run:
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the last ones
         self.signal = 0  # the signal that asked us to stop
+        encode_prompt(tokenizer, config.prompt)  # refused now, not after the training
         # What must be the same in a checkpoint; what may differ is in FREE_OPTIONS.
         self.identity = {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
         self.identity |= dataclasses.asdict(config) | {"corpus": corpus and corpus.sha256}
+        if corpus is None:  # to sample; models without learned positions read any length
+            del self.identity["context_length"]
 
     # -- checkpoints --
 
-    def write_checkpoint(self, state: dict) -> None:
-        """Write `state` and how far the run has come; after a signal, end the process."""
+    def write_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
+        """Write the states of `parts` and how far the run has come; after a signal, end here.
+
+        The checkpoint before stays until this one is whole and on the disk.
+        """
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
         progress["rows"] = len(self.rows)
-        with atomic_write(self.checkpoint) as file:
-            torch.save(state | {"identity": self.identity, "progress": progress}, file)
+        states = [part.state_dict() for part in parts]
+        try:
+            with atomic_write(self.checkpoint) as file:
+                torch.save({"run": self.identity, "progress": progress, "states": states}, file)
+        except RuntimeError:  # torch's way to say that the disk is full
+            raise UserError(f"{self.checkpoint} cannot be written: is the disk full?") from None
         if self.signal:
             self.bar.close()
-            print(f"stopped at step {self.step:,} and saved; --resume --out {self.out} goes on")
+            print_text(f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on")
             sys.exit(128 + self.signal)
 
-    @contextmanager
-    def reading_checkpoint(self) -> Iterator[dict]:
-        """The state in the checkpoint, the run put back to where it was then.
+    def read_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
+        """Put `parts` and the run back to where they were; parts beyond those given are left.
 
-        UserError if there is none, if it is of another run, or if it is too damaged to be used.
+        UserError if there is no checkpoint, if it is of another run, or too damaged to be used.
         """
         path = self.checkpoint
         if not path.exists():
             raise UserError(f"{path} is not there: train first, or name the run with --out")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            saved, progress = state["identity"], state["progress"]
+            saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, value in self.identity.items():
-                if name not in FREE_OPTIONS and value is not None and saved[name] != value:
+                if name not in FREE_OPTIONS and value is not None and saved["run"][name] != value:
                     raise UserError(
-                        f"{path} is of a run with {name.replace('_', '-')} {saved[name]}, not "
-                        f"{value}: use the same, or start a new run with another --out"
+                        f"{path} is of a run with {name.replace('_', '-')} {saved['run'][name]}, "
+                        f"not {value}: use the same, or start a new run with another --out"
                     )
+            for part, state in zip(parts, saved["states"]):
+                part.load_state_dict(state)
+            progress = saved["progress"]
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.losses = progress["losses"]
             self.rows = read_rows(self.metrics)[: progress["rows"]]
-            yield state
         except UserError:
             raise
         except Exception as error:  # a damaged file can fail in any way
@@ -115,9 +125,11 @@ class Run:
     def __enter__(self) -> "Run":
         if self.step > self.config.steps:
             raise UserError(f"the run in {self.out} is past --steps {self.config.steps} already")
-        if not self.config.resume:
-            self._start()
-        self._write_rows()
+        if self.checkpoint.exists() and not self.config.resume:
+            self._keep_earlier_run()
+        write_json(self.out / "config.json", dataclasses.asdict(self.config))
+        self.tokenizer.save(self.out / "tokenizer.json")
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python's own condition
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -137,24 +149,22 @@ class Run:
             raise KeyboardInterrupt
         self.signal = number
 
-    def _start(self) -> None:
-        """Make the folder a new run's; an earlier one's files go."""
-        if self.checkpoint.exists():
-            print(f"replacing the earlier run in {self.out}")
-        for name in ("checkpoint.pt", "metrics.jsonl", "summary.json", "samples.txt", "loss.png"):
-            (self.out / name).unlink(missing_ok=True)
-        write_json(self.out / "config.json", dataclasses.asdict(self.config))
-        self.tokenizer.save(self.out / "tokenizer.json")
+    def _keep_earlier_run(self) -> None:
+        """Rename the folder of an earlier run: hours of training must not go by a slip."""
+        out = self.out.resolve()
+        names = (out.with_name(f"{out.name}-{n}") for n in itertools.count(1))
+        kept = next(path for path in names if not path.exists())
+        out.rename(kept)
+        print_text(f"the earlier run in {self.out} is now in {kept}")
 
     def _announce(self) -> None:
         config, corpus = self.config, self.corpus
-        print(
+        print_text(
             f"{self.version}: {self._parameters():,} parameters, {config.vocab_size:,} tokens in "
             f"the vocabulary, context of {config.context_length:,}, on {self.device}\n"
             f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
             f"{corpus.val_bytes:,} to validate, sha256 {corpus.sha256[:16]}\n"
-            f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}",
-            flush=True,
+            f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}"
         )
 
     def _parameters(self) -> int:
@@ -207,12 +217,17 @@ class Run:
 
         Loss and perplexity a token, and bits per byte: the one that compares across tokenizers.
         """
+        if not math.isfinite(nats):
+            raise UserError(f"the weights are no numbers at step {self.step}: lower the rates")
+        if n_bytes == 0:
+            raise UserError("the validation text holds no character that the training text has")
         counted = token_lengths(self.tokenizer)[tokens[1:].astype(np.int64)] > 0
         loss = nats / counted.sum().item()
         scores = {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
         scores["bits_per_byte"] = nats / math.log(2) / n_bytes
         self.scores = scores
-        self._append_row({"step": self.step} | scores | {"seconds": round(self.seconds, 3)})
+        row = {"step": self.step} | scores | {"scored_tokens": len(tokens) - 1}
+        self._append_row(row | {"seconds": round(self.seconds, 3)})
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
         self.bar.write(
@@ -225,9 +240,6 @@ class Run:
         self.rows.append(row)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-    def _write_rows(self) -> None:
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     # -- the end --
 
@@ -243,7 +255,7 @@ class Run:
         draw_loss(self.rows, self.out / "loss.png", title)
         print("---- a sample ----")
         print_text(sample)
-        print(
+        print_text(
             f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
             f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats a token, perplexity "
             f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
@@ -290,28 +302,34 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
-    """Draw loss and bits per byte against steps."""
+    """Draw loss and bits per byte against steps.
+
+    Scores of the first part of the validation text make a line, scores of all of it a star.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row["step"] > 0]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, name, ylabel in (
-        (left, "train_loss", "loss (nats a token)"),
-        (left, "val_loss", "loss (nats a token)"),
-        (right, "bits_per_byte", "bits per byte (validation)"),
+    whole = max(row.get("scored_tokens", 0) for row in rows)
+    some = min(row.get("scored_tokens", whole) for row in rows)
+    for axes, name, label, style, scored in (
+        (left, "train_loss", "training", "-", None),
+        (left, "val_loss", "validation", ".-", some),
+        (left, "val_loss", "validation, all of it", "*", whole),
+        (right, "bits_per_byte", "validation", ".-", some),
+        (right, "bits_per_byte", "validation, all of it", "*", whole),
     ):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if points:
-            label = {"train_loss": "training", "val_loss": "validation"}.get(name)
-            style = {"linewidth": 1} if name == "train_loss" else {"marker": "o", "markersize": 3}
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-        axes.set(xlabel="step", ylabel=ylabel)
+        of_kind = [r for r in rows if name in r and r.get("scored_tokens") == scored and r["step"]]
+        if of_kind and not (style == "*" and some == whole):
+            axes.plot([r["step"] for r in of_kind], [r[name] for r in of_kind], style, label=label)
+    left.set(xlabel="step", ylabel="loss (nats a token)")
+    right.set(xlabel="step", ylabel="bits per byte")
+    for axes in (left, right):
         axes.grid(alpha=0.3)
-    if left.lines:
-        left.legend()
+        if axes.lines:
+            axes.legend()
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

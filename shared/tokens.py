@@ -90,7 +90,8 @@ def windows_in_order(
     Every id but the first is a target once. B is `count` and T is `length`, but at the end, where
     what is left comes in fewer and then in one shorter window.
     """
-    for start in range(0, len(tokens) - 1, count * length):
+    starts = range(0, len(tokens) - 1, count * length)
+    for start in tqdm(starts, desc="evaluating", delay=1, leave=False):
         piece = torch.from_numpy(tokens[start : start + count * length + 1].astype(np.int64))
         inputs, targets = piece[:-1], piece[1:]
         whole = len(inputs) // length * length

@@ -46,6 +46,15 @@ def test_a_text_of_few_documents_is_cut_at_the_end_of_a_line(tmp_path):
     assert 0.88 < len(train) / len(text) < 0.92
 
 
+@pytest.mark.parametrize("first", range(880, 905))
+def test_the_cut_is_never_inside_a_separator(tmp_path, first):
+    corpus = load_corpus(
+        str(write(tmp_path / "a.txt", "a" * first + END_OF_TEXT + "b" * (987 - first)))
+    )
+    train, val = ("".join(read_documents(path)) for path in (corpus.train, corpus.val))
+    assert train + val == "a" * first + "b" * (987 - first)
+
+
 def test_a_folder_is_its_files_in_order(tmp_path):
     folder = tmp_path / "texts"
     (folder / "sub").mkdir(parents=True)
@@ -86,6 +95,8 @@ def test_a_sample_is_spread_over_the_corpus(tmp_path):
     numbers = [int(document[:4]) for document in sample]
     assert numbers[0] < 50 and numbers[-1] > 900
     assert list(sample_documents(corpus, 10**9)) == list(read_documents(corpus.train))
+    one = load_corpus(str(write(tmp_path / "one.txt", "é" * 5000)))  # a document, larger than asked
+    assert "".join(sample_documents(one, 101)) == "é" * 50
 
 
 @pytest.mark.parametrize(

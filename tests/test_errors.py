@@ -110,8 +110,6 @@ def test_damaged_files(version, name, capsys, run):
         if name == "config.json" and content == b"{}":
             continue  # all defaults: another run, told by the checkpoint below
         for option in ("--sample", "--resume"):
-            if (name, option) == ("tokenizer.json", "--resume"):
-                continue  # learned again from the text
             assert name in complaint(version, [option, "--out", run], capsys)
     (run / name).unlink()
     assert name in complaint(version, ["--sample", "--out", run], capsys)
@@ -179,3 +177,38 @@ def test_a_loss_that_is_no_number_stops_the_run(version, capsys, corpus_file, tm
     )
     assert "lower --learning-rate" in complaint(version, arguments, capsys)
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_an_earlier_run_is_kept_and_no_mistake_touches_it(version, capsys, run, corpus_file):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for options in ({"context_length": 10**6}, {"prompt": "\ud800"}, {"data": "nowhere"}):
+        complaint(
+            version, small_arguments(version, **{"data": corpus_file, "out": run} | options), capsys
+        )
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    version.main(small_arguments(version, data=corpus_file, out=run, seed=9))
+    kept = run.with_name(run.name + "-1")
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert json.loads((run / "config.json").read_text())["seed"] == 9
+
+
+def test_a_folder_that_cannot_be_written_to(version, capsys, corpus_file):
+    arguments = small_arguments(version, data=corpus_file, out=corpus_file / "run")
+    assert "no files can be written" in complaint(version, arguments, capsys)
+
+
+def test_validation_text_of_unknown_characters_only(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("ab" * 80 + "\n" + "z" * 17)
+    for name in ("v0_bigram", "v1_char_transformer"):
+        version = load_version(name)
+        arguments = small_arguments(version, data=tmp_path / "a.txt", out=tmp_path / name)
+        assert "no character that the training text has" in complaint(version, arguments, capsys)
+
+
+def test_damaged_values_in_a_config(version, capsys, run):
+    whole = json.loads((run / "config.json").read_text())
+    for name, value in {"vocab_size": "x", "schedule": "up", "steps": 1.5}.items():
+        if name in whole:
+            (run / "config.json").write_text(json.dumps(whole | {name: value}))
+            line = complaint(version, ["--sample", "--out", run], capsys)
+            assert "--" + name.replace("_", "-") in line

@@ -194,11 +194,12 @@ def test_cached_generation_equals_uncached(temperature, prompt_length, context_l
 # ---- v0 ----
 
 
-def test_gradient_descent_finds_the_counted_bigram(tmp_path, corpus_file):
+def test_gradient_descent_finds_the_counted_bigram(tmp_path, corpus_file, capsys):
     v0 = load_version("v0_bigram")
     options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 400, "learning_rate": 0.1}
     summary = v0.train(small_config(v0, **options, batch_size=32))
     assert summary["bits_per_byte"] == pytest.approx(summary["counted_bits_per_byte"], rel=0.02)
+    assert f"{summary['counted_bits_per_byte']:.4f} bits per byte" in capsys.readouterr().out
 
 
 def test_counted_bigrams():

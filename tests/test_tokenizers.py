@@ -153,6 +153,14 @@ def test_special_tokens():
     assert tokenizer.decode([a, ab, x, end]) == "<|a|><|a|><|b|>|>x<|endoftext|>"
 
 
+def test_no_special_tokens_and_doubled_ones():
+    none = v4.Tokenizer.train(["ab ab"], 258, special_tokens=[])
+    assert none.vocab_size == 258 and len(none.merges) == 2
+    assert none.encode("ab<|endoftext|>")[1:] == list(b"<|endoftext|>")
+    assert list(none.encode_iterable(["a", "b a", "b"])) == none.encode("ab ab")
+    assert v4.Tokenizer([], ["<|a|>", "<|a|>"]).special_tokens == {"<|a|>": 256}
+
+
 def test_special_tokens_are_not_learned_from():
     with_specials = v4.Tokenizer.train(["ab<|endoftext|>ab<|endoftext|>"], 300)
     assert with_specials.merges == v4.Tokenizer.train(["ab", "ab"], 300).merges

@@ -69,22 +69,22 @@ class Tokenizer:
     special_tokens = {END_OF_TEXT: 0, "<|unknown|>": 1}
 
     def __init__(self, characters: str) -> None:
-        self.vocab = [*self.special_tokens, *characters]
-        self.ids = {token: i for i, token in enumerate(self.vocab)}
+        self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # the unknown reads as U+FFFD
+        self.ids = {character: i for i, character in enumerate(characters, start=2)}
         self.vocab_size = len(self.vocab)
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "Tokenizer":
         """Collect the characters of `texts`."""
-        return cls("".join(sorted(set().union(*map(well_formed, texts)))))
+        return cls("".join(sorted({c for text in texts for c in well_formed(text)})))
 
     def encode(self, text: str) -> list[int]:
         """One id a character; a lone surrogate counts as U+FFFD."""
         return [self.ids.get(character, 1) for character in well_formed(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; `<|unknown|>` reads as U+FFFD."""
-        return "".join("\ufffd" if i == 1 else self.vocab[i] for i in ids)
+        """The text of `ids`."""
+        return "".join(self.vocab[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for."""
@@ -106,7 +106,8 @@ class Tokenizer:
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
-    tokenizer = Tokenizer.train(read_documents(corpus.train))
+    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
     return tokenizer, corpus, *encode_splits(corpus, tokenizer)
 
 
@@ -196,7 +197,7 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     ordered, ids = logits.float().cpu().sort(descending=True)
     if config.temperature == 0:
         return int(ids[0])
-    p = F.softmax(ordered / config.temperature, dim=-1)
+    p = F.softmax((ordered - ordered[0]) / config.temperature, dim=-1)
     p[config.top_k or len(p) :] = 0
     p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
     return int(ids[torch.multinomial(p, 1, generator=generator)])
@@ -226,16 +227,12 @@ def sample(run: Run) -> str:
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
-    states = [optimizer.state_dict() for optimizer in run.optimizers]
-    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+    run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
     """Go back to where `run` was saved; UserError if that is damaged or of another run."""
-    with run.reading_checkpoint() as state:
-        run.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+    run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
@@ -257,6 +254,7 @@ def train(config: Config) -> dict:
     """Train a model, leave the run in `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
+    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -267,8 +265,8 @@ def train(config: Config) -> dict:
             if run.checkpoint_is_due():
                 save_checkpoint(run)
             if run.evaluation_is_due():
-                part = run.part_to_score(val_tokens)
-                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+                part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
+                run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
             started = perf_counter()
@@ -277,6 +275,7 @@ def train(config: Config) -> dict:
     counted = count_bigrams(train_tokens, config).to(run.device)
     nats, n_bytes = evaluate(counted, val_tokens, tokenizer, config.context_length)
     run.scores["counted_bits_per_byte"] = nats / log(2) / n_bytes
+    print(f"counting finds the best such table: {nats / log(2) / n_bytes:.4f} bits per byte")
     return run.finish(sample(run), len(train_tokens))
 
 
@@ -285,13 +284,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
-        if not config.sample:
+        if config.sample:
+            tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+            run = Run(VERSION, config, tokenizer, LanguageModel(config))
+            load_checkpoint(run)
+            command_line.print_text(sample(run))
+        else:
             train(config)
-            return
-        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
-        run = Run(VERSION, config, tokenizer, LanguageModel(config))
-        load_checkpoint(run)
-        command_line.print_text(sample(run))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,7 @@ class Tokenizer:
                         pairs[pair] += count
                 most = max(pairs.values(), default=0)
                 for number in merges[-1] if merges else ():
-                    left = sum(ids.count(number) * count for ids, count in words)
-                    if number >= 256 and left < most:
+                    if number >= 256 and most > sum(ids.count(number) * n for ids, n in words):
                         scaffolds.add(number)
                 bar.update(len(vocab) - len(scaffolds) - bar.n)
                 if most == 0 or len(vocab) - len(scaffolds) == vocab_size - 1:
@@ -197,7 +196,8 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
-    tokenizer = cached_tokenizer(
+    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, n_bytes, vocab_size),
         lambda: Tokenizer.train(sample_documents(corpus, n_bytes), vocab_size),
@@ -373,7 +373,7 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     ordered, ids = logits.float().cpu().sort(descending=True)
     if config.temperature == 0:
         return int(ids[0])
-    p = F.softmax(ordered / config.temperature, dim=-1)
+    p = F.softmax((ordered - ordered[0]) / config.temperature, dim=-1)
     p[config.top_k or len(p) :] = 0
     p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
     return int(ids[torch.multinomial(p, 1, generator=generator)])
@@ -403,16 +403,12 @@ def sample(run: Run) -> str:
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
-    states = [optimizer.state_dict() for optimizer in run.optimizers]
-    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+    run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
     """Go back to where `run` was saved; UserError if that is damaged or of another run."""
-    with run.reading_checkpoint() as state:
-        run.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+    run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
@@ -434,6 +430,7 @@ def train(config: Config) -> dict:
     """Train a model, leave the run in `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
+    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -444,8 +441,8 @@ def train(config: Config) -> dict:
             if run.checkpoint_is_due():
                 save_checkpoint(run)
             if run.evaluation_is_due():
-                part = run.part_to_score(val_tokens)
-                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+                part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
+                run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
             started = perf_counter()
@@ -459,13 +456,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
-        if not config.sample:
+        if config.sample:
+            tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+            run = Run(VERSION, config, tokenizer, LanguageModel(config))
+            load_checkpoint(run)
+            command_line.print_text(sample(run))
+        else:
             train(config)
-            return
-        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
-        run = Run(VERSION, config, tokenizer, LanguageModel(config))
-        load_checkpoint(run)
-        command_line.print_text(sample(run))
 
 
 if __name__ == "__main__":

@@ -116,8 +116,10 @@ class Tokenizer:
         self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
-        self.special_tokens = {text: len(self.vocab) + i for i, text in enumerate(special_tokens)}
-        self.vocab += [text.encode("utf-8") for text in self.special_tokens]
+        self.special_tokens = {}
+        for text in dict.fromkeys(special_tokens):  # each once
+            self.special_tokens[text] = len(self.vocab)
+            self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
         self.special_pattern = self.pattern_of(self.special_tokens)
         self.cache: dict[str, list[int]] = {}  # word -> its ids
@@ -126,7 +128,7 @@ class Tokenizer:
     def pattern_of(special_tokens: Iterable[str]) -> regex.Pattern:
         """Finds any of `special_tokens`, the longest first."""
         longest_first = sorted(special_tokens, key=len, reverse=True)
-        return regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
+        return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
 
     @classmethod
     def train(
@@ -139,7 +141,7 @@ class Tokenizer:
         knows them), and the only new pairs are those of the new token. So the count of a pair in
         the heap is right or too high; if it is too high when its turn comes, it is put back.
         """
-        special_tokens = list(special_tokens)
+        special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
@@ -251,7 +253,7 @@ class Tokenizer:
         A word never goes on from a visible character to a blank, so the last such place serves,
         unless a special token lies across it, or could if `text` went on.
         """
-        longest = max(map(len, self.special_tokens))
+        longest = max(map(len, self.special_tokens), default=1)
         found = regex.search(r"(?r)(?<=\S)\s", text, endpos=max(0, len(text) - longest))
         cut = found.start() if found else 0
         for special in self.special_pattern.finditer(text):
@@ -260,13 +262,13 @@ class Tokenizer:
         return cut
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the `texts` joined, one by one, in memory that does not grow with them."""
+        """The ids of the `texts` joined, one by one; held is only what has no blank in it yet."""
         return chain.from_iterable(self.encode_pieces(texts))
 
     def encode_file(self, source: str | Path, destination: str | Path) -> int:
         """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
 
-        Both are streamed: the memory needed does not depend on their size.
+        Both are streamed: a text with blanks in it needs no more memory the longer it is.
         """
         start = [[self.special_tokens[END_OF_TEXT]]]
         pieces = tqdm(read_pieces(source), desc=f"encoding {Path(source).name}", leave=False)
@@ -301,7 +303,8 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files: training never holds the corpus.
     """
     corpus = load_corpus(config.data)
-    tokenizer = cached_tokenizer(
+    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, config.vocab_size),
         lambda: Tokenizer.train(read_documents(corpus.train), config.vocab_size),
@@ -331,7 +334,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, eps=1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), eps=1e-6)
 
 
 # ---- 5. Model: position ----
@@ -489,7 +492,7 @@ class LanguageModel(nn.Module):
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Nats for `targets` (...) under `logits` (..., V): their mean, or, with "none", each.
 
-    -log softmax(x)[t] = log sum exp(x) - x[t], which holds no second copy of the logits.
+    -log softmax(x)[t] = log sum exp(x) - x[t].
     """
     losses = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return losses.mean() if reduction == "mean" else losses
@@ -622,10 +625,14 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 # ---- 10. Evaluation ----
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16; where that is emulated, it is many times slower."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def mixed_precision(device: torch.device) -> AbstractContextManager:
-    """Matrix products in bfloat16 where the device is fast at it; weights stay float32."""
-    usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=usable)
+    """Matrix products in bfloat16 where the device has it; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
 
 
 @torch.no_grad()
@@ -654,7 +661,7 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     ordered, ids = logits.float().cpu().sort(descending=True)
     if config.temperature == 0:
         return int(ids[0])
-    p = F.softmax(ordered / config.temperature, dim=-1)
+    p = F.softmax((ordered - ordered[0]) / config.temperature, dim=-1)
     p[config.top_k or len(p) :] = 0
     p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
     return int(ids[torch.multinomial(p, 1, generator=generator)])
@@ -673,10 +680,8 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
     caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
     for _ in range(config.max_new_tokens):
         if caches[0].length + len(unread) > config.context_length:
-            caches, unread = (
-                [Cache() for _ in model.blocks],
-                ids[-(config.context_length // 2) or -1 :],
-            )
+            caches = [Cache() for _ in model.blocks]
+            unread = ids[-max(1, config.context_length // 2) :]
         logits = model.forward(torch.tensor([unread], device=device), caches)  # (1, T, V)
         ids.append(draw(logits[0, -1], config, generator))
         if ids[-1] == stop:
@@ -695,16 +700,12 @@ def sample(run: Run) -> str:
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
-    states = [optimizer.state_dict() for optimizer in run.optimizers]
-    run.write_checkpoint({"model": run.model.state_dict(), "optimizers": states})
+    run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
     """Go back to where `run` was saved; UserError if that is damaged or of another run."""
-    with run.reading_checkpoint() as state:
-        run.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(run.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+    run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
@@ -734,6 +735,7 @@ def train(config: Config) -> dict:
     """Train a model, leave the run in `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
+    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -746,14 +748,15 @@ def train(config: Config) -> dict:
             if run.checkpoint_is_due():
                 save_checkpoint(run)
             if run.evaluation_is_due():
-                part = run.part_to_score(val_tokens)
-                run.log_scores(part, *evaluate(model, part, tokenizer, config.context_length))
+                part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
+                run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
             started = perf_counter()
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
-    return run.finish(sample(run), len(train_tokens))
+    dtype = "bfloat16" if has_bfloat16(run.device) else "float32"
+    return run.finish(sample(run), len(train_tokens), dtype)
 
 
 # ---- 14. Command line ----
@@ -761,13 +764,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
-        if not config.sample:
+        if config.sample:
+            tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
+            run = Run(VERSION, config, tokenizer, LanguageModel(config))
+            load_checkpoint(run)
+            command_line.print_text(sample(run))
+        else:
             train(config)
-            return
-        tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
-        run = Run(VERSION, config, tokenizer, LanguageModel(config))
-        load_checkpoint(run)
-        command_line.print_text(sample(run))
 
 
 if __name__ == "__main__":
