@@ -55,21 +55,20 @@ def idea(version: str) -> str:
 def table(summaries: list[dict]) -> str:
     """One row a version: mean and standard deviation over its seeds."""
     rows = [
-        "| version | idea | bits per byte | parameters | training | lines | diff |",
-        "|---|---|---|---|---|---|---|",
+        "| version | idea | bits per byte | parameters | lines | diff |",
+        "|---|---|---|---|---|---|",
     ]
     versions = sorted({summary["version"] for summary in summaries})
     for before, version in zip([None, *versions], versions):
         runs = [summary for summary in summaries if summary["version"] == version]
         bits = [summary["bits_per_byte"] for summary in runs]
         spread = statistics.stdev(bits) if len(bits) > 1 else 0.0
-        seconds = statistics.median(summary["seconds"] for summary in runs)
         lines = len((ROOT / version / "train.py").read_text(encoding="utf-8").splitlines())
         diff = f"`diff {before}/train.py {version}/train.py`" if before else ""
         rows.append(
             f"| [{version}]({version}/train.py) | {idea(version)} "
             f"| **{statistics.mean(bits):.3f}** ± {spread:.3f} | {runs[0]['parameters']:,} "
-            f"| {seconds:.0f} s | {lines} | {diff} |"
+            f"| {lines} | {diff} |"
         )
     return "\n".join(rows)
 

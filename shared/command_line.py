@@ -37,7 +37,8 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = _parse(config_class, arguments, load_config(config_class, config.out))
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         config = dataclasses.replace(config, data=str(Path(config.data).expanduser().resolve()))
-    _check_folder(Path(config.out).resolve())
+    if not config.sample:
+        _check_folder(Path(config.out).resolve())
     return config
 
 

@@ -6,7 +6,7 @@ held to the best that any table of pairs can do, which counting gives in closed 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v0_bigram/train.py
 
-EXPECTED
+Expect about 3.74 bits per byte on `pydocs`, in ten seconds on two CPU cores.
 """
 
 import sys

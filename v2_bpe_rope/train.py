@@ -6,7 +6,7 @@ holds about three times the text; positions are told by rotating queries and key
     diff v1_char_transformer/train.py v2_bpe_rope/train.py
     python v2_bpe_rope/train.py
 
-EXPECTED
+Expect about 2.09 bits per byte on `pydocs`, in two minutes on two CPU cores.
 """
 
 import sys

@@ -7,7 +7,7 @@ reads contexts longer than it was trained on.
     diff v2_bpe_rope/train.py v3_alibi/train.py
     python v3_alibi/train.py
 
-EXPECTED
+Expect about 2.18 bits per byte on `pydocs`, in two minutes on two CPU cores.
 """
 
 import sys
