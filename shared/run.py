@@ -315,14 +315,14 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     whole = max(row.get("scored_tokens", 0) for row in rows)
     some = min(row.get("scored_tokens", whole) for row in rows)
     for axes, name, label, style, scored in (
-        (left, "train_loss", "training", "-", None),
-        (left, "val_loss", "validation", ".-", some),
-        (left, "val_loss", "validation, all of it", "*", whole),
-        (right, "bits_per_byte", "validation", ".-", some),
-        (right, "bits_per_byte", "validation, all of it", "*", whole),
+        (left, "train_loss", "training", "C0-", None),
+        (left, "val_loss", "validation", "C1.-", some),
+        (left, "val_loss", "validation, all of it", "C1*", whole),
+        (right, "bits_per_byte", "validation", "C1.-", some),
+        (right, "bits_per_byte", "validation, all of it", "C1*", whole),
     ):
         of_kind = [r for r in rows if name in r and r.get("scored_tokens") == scored and r["step"]]
-        if of_kind and not (style == "*" and some == whole):
+        if of_kind and not (style == "C1*" and some == whole):
             axes.plot([r["step"] for r in of_kind], [r[name] for r in of_kind], style, label=label)
     left.set(xlabel="step", ylabel="loss (nats a token)")
     right.set(xlabel="step", ylabel="bits per byte")
