@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ class Run:
         if not path.exists():
             raise UserError(f"{path} is not there: train first, or name the run with --out")
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # what torch thinks of a foreign file, we say below
+                warnings.simplefilter("ignore")
+                saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, value in self.identity.items():
                 if name not in FREE_OPTIONS and value is not None and saved["run"][name] != value:
                     raise UserError(
