@@ -228,6 +228,7 @@ class Run:
         loss = nats / counted.sum().item()
         scores = {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
         scores["bits_per_byte"] = nats / math.log(2) / n_bytes
+        scores["scored_bytes"] = n_bytes
         self.scores = scores
         row = {"step": self.step} | scores | {"scored_tokens": len(tokens) - 1}
         self._append_row(row | {"seconds": round(self.seconds, 3)})
@@ -256,6 +257,8 @@ class Run:
         write_text(self.out / "samples.txt", sample + "\n")
         title = f"{self.version}: {summary['bits_per_byte']:.3f} bits per byte"
         draw_loss(self.rows, self.out / "loss.png", title)
+        if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
+            print(f"{left_out:,} bytes of validation text, unknown characters, are not scored")
         print("---- a sample ----")
         print_text(sample)
         print_text(
