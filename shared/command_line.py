@@ -108,7 +108,8 @@ def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any versi
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C."""
+    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 1 for
+    what the system refuses."""
     try:
         yield
     except UserError as error:

@@ -325,8 +325,8 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 # ---- 4. Model: norm ----
 class Norm(nn.Module):
-    """Root mean square normalization (Zhang and Sennrich 2019): each token's channels to length 1
-    a channel; no mean is taken off and no bias added."""
+    """Root mean square normalization (Zhang and Sennrich 2019): each token's channels to a mean
+    square of 1; unlike in LayerNorm, no mean is taken off and no bias added."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -472,7 +472,7 @@ class LanguageModel(nn.Module):
             if name.endswith(("output.weight", "down.weight")):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
-                limit = 0.6 * sqrt(3 / parameter.shape[1])  # uniform to it has deviation 0.6 / sqrt
+                limit = 0.6 * sqrt(3 / parameter.shape[1])  # deviation 0.6 / sqrt(fan in)
                 nn.init.uniform_(parameter, -limit, limit)
         nn.init.zeros_(self.head.weight)
 
