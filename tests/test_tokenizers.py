@@ -27,6 +27,26 @@ PROSE = small_text()
 # ---- training ----
 
 
+def count_pairs(words):
+    """Of {tuple of symbols: count}, how often each symbol follows each other."""
+    pairs = Counter()
+    for word, count in words.items():
+        for pair in zip(word, word[1:]):
+            pairs[pair] += count
+    return pairs
+
+
+def merge(word, pair):
+    """`word`, a tuple of symbols, with each `pair` from left to right made one symbol."""
+    symbols, rest = [], list(word)
+    while rest:
+        if tuple(rest[:2]) == pair:
+            symbols.append(rest.pop(0) + rest.pop(0))
+        else:
+            symbols.append(rest.pop(0))
+    return tuple(symbols)
+
+
 @given(TEXTS, st.integers(257, 300))
 @example(["aaaa aaa aa a", "abab ababab"], 280)
 @example(PROSE.split(END_OF_TEXT), 400)
@@ -47,22 +67,14 @@ def test_merges_are_the_most_frequent_pairs(texts, vocab_size):
         words.update(tuple(bytes([b]) for b in w.encode()) for w in regex.findall(GPT2, whole))
     learned = []
     while len(learned) < vocab_size - 257:
-        pairs = Counter()
-        for word, count in words.items():
-            for left, right in zip(word, word[1:]):
-                pairs[left, right] += count
+        pairs = count_pairs(words)
         if not pairs:
             break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         learned.append(best)
         merged = Counter()
         for word, count in words.items():
-            symbols, rest = [], list(word)
-            while rest:
-                size = 2 if tuple(rest[:2]) == best else 1
-                symbols.append(b"".join(rest[:size]))
-                del rest[:size]
-            merged[tuple(symbols)] += count
+            merged[merge(word, best)] += count
         words = merged
     tokenizer = v4.Tokenizer.train(texts, vocab_size)
     assert [(tokenizer.vocab[a], tokenizer.vocab[b]) for a, b in tokenizer.merges] == learned
@@ -252,25 +264,13 @@ def naive_scaffold_bpe(words: dict[str, int], n_tokens: int):
     words = {tuple(word): count for word, count in words.items()}
     tokens, scaffolds, merges = [], set(), []
 
-    def pair_counts():
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += count
-        return pairs
-
-    while len(tokens) - len(scaffolds) < n_tokens and (pairs := pair_counts()):
+    while len(tokens) - len(scaffolds) < n_tokens and (pairs := count_pairs(words)):
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         tokens.append("".join(best))
         for word in list(words):
-            symbols, rest = [], list(word)
-            while rest:
-                size = 2 if tuple(rest[:2]) == best else 1
-                symbols.append("".join(rest[:size]))
-                del rest[:size]
-            words[tuple(symbols)] = words.pop(word)
-        next_best = max(pair_counts().values(), default=0)
+            words[merge(word, best)] = words.pop(word)
+        next_best = max(count_pairs(words).values(), default=0)
         for part in best:
             remaining = sum(word.count(part) * count for word, count in words.items())
             if part in tokens and remaining < next_best:
