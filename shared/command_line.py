@@ -32,9 +32,9 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
 
     With --resume or --sample, what they do not say is as the run in --out was started.
     """
-    config = _parse(config_class, arguments, None)
+    config = parse_options(config_class, arguments)
     if config.resume or config.sample:
-        config = _parse(config_class, arguments, load_config(config_class, config.out))
+        config = parse_options(config_class, arguments, load_config(config_class, config.out))
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         config = dataclasses.replace(config, data=str(Path(config.data).expanduser().resolve()))
     if not config.sample:
@@ -49,8 +49,10 @@ def _check_folder(out: Path) -> None:
         raise UserError(f"--out {out}: no files can be written to {existing}")
 
 
-def _parse(
-    config_class: type[ConfigType], arguments: Sequence[str] | None, default: ConfigType | None
+def parse_options(
+    config_class: type[ConfigType],
+    arguments: Sequence[str] | None = None,
+    default: ConfigType | None = None,
 ) -> ConfigType:
     """tyro's command line for `config_class`, its boxed complaints told in one line."""
     complaint = io.StringIO()

@@ -29,7 +29,7 @@ from shared.corpora import Corpus
 from shared.files import ROOT, UserError, atomic_write, json_sha256, write_json, write_text
 from shared.tokens import Tokenizer, token_lengths
 
-QUICK_TOKENS = 50_000  # of the validation text are scored during training, all at the end
+QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
 LOG_EVERY = 10  # steps between rows of training loss
 
 # Options that may change when a run goes on or is sampled from; all others made it what it is.
@@ -191,8 +191,13 @@ class Run:
         return self.is_done() or self.step % self.config.evaluate_every == 0
 
     def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
-        """All of the validation `tokens` (N,) at the end, the first QUICK_TOKENS before."""
-        return tokens if self.is_done() else tokens[:QUICK_TOKENS]
+        """All of the validation `tokens` (N,) at the end; before, those of its first QUICK_BYTES,
+        so that curves of different tokenizers are of the same text."""
+        if self.is_done():
+            return tokens
+        start = tokens[: 2 * QUICK_BYTES]  # tokens of no bytes are among them
+        ends = token_lengths(self.tokenizer)[start.astype(np.int64)].cumsum(0)
+        return start[: int((ends < QUICK_BYTES).sum()) + 1]
 
     def log_step(self, loss: float, learning_rate: float, seconds: float) -> None:
         """Count a step that had this training `loss`; UserError if it is no number any more."""

@@ -1,0 +1,167 @@
+"""What the benchmarks share: the versions, runs of them as a user starts them, and tables."""
+
+import ast
+import importlib.util
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from shared import command_line
+from shared.files import ROOT, UserError, read_json
+from shared.run import Run, read_rows
+
+VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
+RESULTS = ROOT / "benchmarks" / "results"
+CURVE_POINTS = 100  # kept of a run's learning rates
+
+
+def load_version(name: str) -> ModuleType:
+    """The module `name`/train.py; five files of one name can't be imported by it."""
+    key = f"ladder_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
+
+
+def pick_versions(names: Sequence[str]) -> list[str]:
+    """The versions that `names` begin (v2, v4_modern), in order; all of them if there are none."""
+    for name in names:
+        if not any(version.startswith(name) for version in VERSIONS):
+            raise UserError(f"--versions {name}: there are {', '.join(VERSIONS)}")
+    return [v for v in VERSIONS if not names or any(v.startswith(name) for name in names)]
+
+
+def source(version: str) -> str:
+    """The text of a version's file."""
+    return (ROOT / version / "train.py").read_text(encoding="utf-8")
+
+
+def idea(version: str) -> str:
+    """What the version says of itself in the first line of its file."""
+    return ast.get_docstring(ast.parse(source(version))).splitlines()[0].partition(": ")[2][:-1]
+
+
+def train(
+    version: str,
+    folder: Path,
+    options: dict[str, object],
+    threads: int = 0,
+    progress: Callable[[int], None] = lambda step: None,
+) -> dict:
+    """Run the version's train.py with `options` into `folder`, unless that holds a finished run.
+
+    `progress` hears of the steps taken. Returns what `record` makes of the folder. UserError, with
+    the line that the run ended with, if it failed; its whole output stays in `folder`.log.
+    """
+    if (folder / "summary.json").exists():
+        return record(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # one that was stopped: its time is not to be trusted
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_name(folder.name + ".log")
+    command = [sys.executable, str(ROOT / version / "train.py"), "--out", str(folder)]
+    for name, value in options.items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    environment = dict(os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            while process.poll() is None:
+                rows = read_rows(folder / "metrics.jsonl")
+                progress(rows[-1]["step"] if rows else 0)
+                try:
+                    process.wait(timeout=2)
+                except subprocess.TimeoutExpired:
+                    pass
+        finally:
+            process.kill()  # whatever stopped us stops it
+            process.wait()
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+        said = [line.strip() for line in lines if line.strip()] or ["nothing"]
+        raise UserError(f"{version} ended with status {process.returncode}: {said[-1]} ({log})")
+    return record(folder)
+
+
+def record(folder: Path) -> dict:
+    """A finished run: its summary, and how its scores and its learning rate went.
+
+    `curve`: what was scored during training, the same first bytes of the validation text each
+    time; `rates`: the learning rate at some hundred steps.
+    """
+    summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
+    step_bytes = summary["train_bytes"] / summary["steps"]
+    scored = [row for row in rows if "bits_per_byte" in row]
+    rates = [row for row in rows if "learning_rate" in row]
+    return summary | {
+        "curve": [
+            {
+                "seconds": row["seconds"],
+                "bytes": round(row["step"] * step_bytes),
+                "bits_per_byte": row["bits_per_byte"],
+            }
+            for row in scored[:-1]  # the last one is the summary's, of the whole text
+        ],
+        "rates": [
+            {"step": row["step"], "learning_rate": row["learning_rate"]}
+            for row in rates[:: math.ceil(len(rates) / CURVE_POINTS) or 1]
+        ],
+    }
+
+
+def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType, Run]:
+    """A finished run, loaded to be used: its version's module, and the run with its model."""
+    module = load_version(version)
+    config = command_line.load_config(module.Config, str(folder))
+    config = replace(config, **options)
+    tokenizer = module.Tokenizer.load(folder / "tokenizer.json")
+    run = Run(version, config, tokenizer, module.LanguageModel(config))
+    module.load_checkpoint(run)
+    return module, run
+
+
+def tokens_a_step(config: object) -> int:
+    """Tokens that one optimizer step sees."""
+    batches = getattr(config, "accumulation_steps", 1)
+    return config.batch_size * config.context_length * batches
+
+
+def steps_for_bytes(version: str, n_bytes: float, options: dict[str, object]) -> int:
+    """The steps in which the version, with these `options`, sees `n_bytes` of training text."""
+    module = load_version(version)
+    config = module.Config(**options)
+    _, corpus, train_tokens, _ = module.load_data(config)
+    bytes_a_token = corpus.train_bytes / len(train_tokens)
+    return max(1, round(n_bytes / (tokens_a_step(config) * bytes_a_token)))
+
+
+def mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of a sample (n - 1); 0 for one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def between(text: str, markers: tuple[str, str], inside: str) -> str:
+    """`text` with `inside` on the lines between its two markers; UserError if it has none."""
+    before, begin, rest = text.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
+    if not (begin and end):
+        raise UserError(f"no lines {markers[0]} and {markers[1]} to write between")
+    return "".join((before, begin, "\n", inside, "\n", end, after))

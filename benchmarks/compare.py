@@ -1,0 +1,430 @@
+"""What each version buys: all of them on the same text, at an equal budget.
+
+    python benchmarks/compare.py --seconds 120 --seeds 3     equal time of training on this machine
+    python benchmarks/compare.py --bytes 1000000             equal text seen
+    python benchmarks/compare.py                             each with the steps it ships with
+
+Every run is a version's own train.py, in its own process, on its own command line. Tables, pictures
+and results.json go to benchmarks/results/<name>/. Stopped, the same command goes on after the last
+finished run. `--readme` trains nothing: it writes the tables from results.json, the README's too.
+"""
+
+import math
+import shutil
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose names are its own
+from benchmarks import pictures
+from benchmarks.common import (
+    RESULTS,
+    VERSIONS,
+    between,
+    idea,
+    load_version,
+    markdown,
+    mean,
+    open_run,
+    pick_versions,
+    source,
+    spread,
+    steps_for_bytes,
+    train,
+)
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.corpora import load_corpus, read_documents
+from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.run import read_rows
+
+BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
+PARAGRAPH = range(300, 700)  # characters of the document whose tokens are shown
+MAP_TOKENS = 200  # most frequent tokens on the map of embeddings
+
+
+@dataclass
+class Options:
+    """Compare the versions at an equal budget; without one, as they ship."""
+
+    seconds: float = 0  # of training for each run on this machine
+    bytes: float = 0  # of training text for each run
+    seeds: int = 3  # runs of each version
+    versions: tuple[str, ...] = ()  # v2 v4; all if not given
+    data: str = "pydocs"  # the corpus, as for the versions
+    threads: int = 0  # CPU threads of a run; 0: as torch chooses
+    prompts: tuple[str, ...] = ("Return the", "This module", "If the file")  # for the samples
+    name: str = ""  # of the folder of results; after the budget if not given
+    fresh: bool = False  # run again what is finished
+    readme: bool = False  # train nothing, write tables and README from results.json
+
+    def __post_init__(self) -> None:
+        if self.seconds and self.bytes:
+            raise UserError("--seconds and --bytes are two budgets: choose one")
+        if min(self.seconds, self.bytes) < 0 or self.seeds < 1 or self.threads < 0:
+            raise UserError("--seconds, --bytes and --threads can't be negative, --seeds is 1 up")
+        budget = f"seconds-{self.seconds:g}" if self.seconds else f"bytes-{self.bytes:.0f}"
+        self.name = self.name or (budget if self.seconds or self.bytes else "as-shipped")
+
+
+# ---- running ----
+
+
+def plan(options: Options, folder: Path) -> dict[str, dict[str, object]]:
+    """The options of each version's runs. Steps once chosen are kept in `folder`, so that a
+    comparison that was stopped goes on with the same ones."""
+    path = folder / "plan.json"
+    asked = {name: getattr(options, name) for name in ("seconds", "bytes", "data", "threads")}
+    kept = read_json(path) if path.exists() else {"asked": asked, "runs": {}}
+    if kept["asked"] != asked:
+        raise UserError(
+            f"{folder} is of {kept['asked']}, not {asked}: use --fresh or another --name"
+        )
+    for version in pick_versions(options.versions):
+        if version not in kept["runs"]:
+            run: dict[str, object] = {"data": options.data}
+            if options.seconds or options.bytes:
+                run["steps"] = choose_steps(version, options, folder)
+                run["evaluate_every"] = math.ceil(run["steps"] / 10)
+            kept["runs"][version] = run
+            write_json(path, kept)
+    return {version: kept["runs"][version] for version in pick_versions(options.versions)}
+
+
+def choose_steps(version: str, options: Options, folder: Path) -> int:
+    """The steps that the budget allows the version."""
+    if options.bytes:
+        return steps_for_bytes(version, options.bytes, {"data": options.data})
+    steps = max(40, load_version(version).Config().steps // 10)
+    few = {"data": options.data, "steps": steps, "evaluate_every": steps}
+    print(f"{version}: timing {steps} steps", flush=True)
+    train(version, folder / f"{version}-timing", few, options.threads)
+    return max(1, round(options.seconds / step_seconds(folder / f"{version}-timing")))
+
+
+def step_seconds(folder: Path) -> float:
+    """The median time of a step in a run, without the first steps, which warm up."""
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "train_loss" in row]
+    pairs = zip(rows, rows[1:])
+    return median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs)
+
+
+def run_all(options: Options, folder: Path) -> list[dict]:
+    """The record of each run, seed by seed, so that early results cover all versions."""
+    runs = plan(options, folder)
+    todo = [(version, seed) for seed in range(options.seeds) for version in runs]
+    records = []
+    with tqdm(
+        total=len(todo), desc="runs", bar_format="{l_bar}{bar}| {elapsed}<{remaining}"
+    ) as bar:
+        for done, (version, seed) in enumerate(todo):
+            bar.set_description(f"{version}, seed {seed}")
+            steps = runs[version].get("steps") or load_version(version).Config().steps
+
+            def show(step: int, done: int = done, steps: int = steps) -> None:
+                bar.n = done + step / steps
+                bar.refresh()
+
+            out = folder / f"{version}-{seed}"
+            records.append(
+                train(version, out, runs[version] | {"seed": seed}, options.threads, show)
+            )
+            last = records[-1]
+            bar.write(
+                f"{version}, seed {seed}: {last['steps']:,} steps in {last['seconds']:.1f} s of "
+                f"training, {last['bits_per_byte']:.4f} bits per byte",
+                file=sys.stdout,
+            )
+            show(steps)
+    return records
+
+
+# ---- looking at finished runs ----
+
+
+def read_beyond(version: str, folder: Path) -> dict:
+    """Bits per byte with windows of 1, 2, 4 and 8 times the context of the training.
+
+    The same tokens are scored at each length, all of the validation text. `reads` is the context
+    that the model uses: 1 where nothing before the last token changes what it says.
+    """
+    module, run = open_run(version, folder)
+    config, tokenizer = run.config, run.tokenizer
+    _, _, _, tokens = module.load_data(open_config(module, run))
+    window = torch.from_numpy(tokens[: config.context_length].astype(np.int64))[None]
+    with torch.no_grad():
+        run.model.eval()
+        alone = torch.allclose(run.model(window)[0, -1], run.model(window[:, -1:])[0, -1])
+    if alone:
+        return {"reads": 1, "lengths": [], "why": "it looks at the last token alone"}
+    lengths, why = [], ""
+    for times in BEYOND:
+        length = times * config.context_length
+        try:
+            nats, n_bytes = module.evaluate(
+                run.model, tokens, tokenizer, length, max(1, 32 // times)
+            )
+        except ValueError as error:  # the model says so itself
+            why = str(error)
+            break
+        bits = nats / math.log(2) / n_bytes
+        lengths.append({"times": times, "length": length, "bits_per_byte": bits, "bytes": n_bytes})
+    return {"reads": config.context_length, "lengths": lengths, "why": why}
+
+
+def open_config(module: object, run: object) -> object:
+    """The config under which `load_data` gives the run's own tokenizer and tokens."""
+    return type(run.config)(**{**asdict(run.config), "resume": True})
+
+
+def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragraph: str) -> dict:
+    """What the page shows of a run: what it writes, and how it cuts a paragraph into tokens."""
+    samples = {}
+    for prompt in prompts:
+        module, run = open_run(version, folder, prompt=prompt, max_new_tokens=120)
+        samples[prompt] = module.sample(run)
+    ids = run.tokenizer.encode(paragraph)
+    pieces = [run.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+    return {"samples": samples, "tokens": pieces}
+
+
+def map_embeddings(version: str, folder: Path) -> list[dict]:
+    """The embeddings of the most frequent tokens on their two main axes (PCA)."""
+    module, run = open_run(version, folder)
+    _, _, tokens, _ = module.load_data(open_config(module, run))
+    counts = np.bincount(tokens, minlength=run.tokenizer.vocab_size)
+    special = set(run.tokenizer.special_tokens.values())
+    ids = [int(i) for i in counts.argsort()[::-1] if i not in special][:MAP_TOKENS]
+    vectors = run.model.embedding.weight.detach()[ids].double()  # (tokens, C)
+    centred = vectors - vectors.mean(0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    places = centred @ axes[:2].T
+    return [
+        {"token": run.tokenizer.token_bytes(i).decode("utf-8", "replace"), "x": x, "y": y}
+        for i, (x, y) in zip(ids, places.tolist())
+    ]
+
+
+def compare(options: Options) -> dict:
+    """Run what is not finished yet, look at all runs, and return what goes into results.json."""
+    folder = ROOT / "runs" / "compare" / options.name
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    records = run_all(options, folder)
+    corpus = load_corpus(options.data)
+    documents = list(read_documents(corpus.val))
+    paragraph = next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    exhibits = {}
+    for record in tqdm(records, desc="reading beyond the context", leave=False):
+        out = folder / f"{record['version']}-{record['seed']}"
+        record["beyond"] = read_beyond(record["version"], out)
+        if record["seed"] == 0:
+            exhibits[record["version"]] = read_exhibits(
+                record["version"], out, options.prompts, paragraph
+            )
+    last = records[-1]["version"]
+    exhibits[last]["map"] = (
+        map_embeddings(last, folder / f"{last}-0") if last != VERSIONS[0] else []
+    )
+    return {
+        "seconds": options.seconds,
+        "bytes": options.bytes,
+        "validation_words": sum(len(document.split()) for document in documents),
+        "runs": records,
+        "exhibits": exhibits,
+    }
+
+
+# ---- telling ----
+
+
+def summarize(results: dict) -> list[dict]:
+    """A dictionary a version, in order: the mean of each measure over its seeds.
+
+    Perplexity a word is exp(nats of the whole validation text / its words), a word being what
+    stands between blanks; `change` is that of the mean bits per byte from the version before.
+    """
+    rows = []
+    for version in sorted({run["version"] for run in results["runs"]}):
+        runs = [run for run in results["runs"] if run["version"] == version]
+        bits = [run["bits_per_byte"] for run in runs]
+        bytes_a_token = mean(run["val_loss"] / math.log(2) / run["bits_per_byte"] for run in runs)
+        words = results["validation_words"]
+        nats_a_word = [b * math.log(2) * run["scored_bytes"] / words for b, run in zip(bits, runs)]
+        rows.append(
+            {
+                "version": version,
+                "seeds": len(runs),
+                "bits_per_byte": mean(bits),
+                "spread": spread(bits),
+                "change": mean(bits) / rows[-1]["bits_per_byte"] - 1 if rows else None,
+                "parameters": runs[0]["parameters"],
+                "vocab_size": runs[0]["vocab_size"],
+                "bytes_a_token": bytes_a_token,
+                "context_tokens": runs[0]["beyond"]["reads"],
+                "context_bytes": runs[0]["beyond"]["reads"] * bytes_a_token,
+                "steps": runs[0]["steps"],
+                "seconds": mean(run["seconds"] for run in runs),
+                "train_bytes": mean(run["train_bytes"] for run in runs),
+                "bytes_a_second": mean(run["train_bytes"] / run["seconds"] for run in runs),
+                "loss": mean(run["val_loss"] for run in runs),
+                "perplexity": mean(run["perplexity"] for run in runs),
+                "word_perplexity": mean(math.exp(min(nats, 700)) for nats in nats_a_word),
+                "beyond": summarize_beyond(runs),
+                "why_not_beyond": runs[0]["beyond"]["why"],
+            }
+        )
+    return rows
+
+
+def summarize_beyond(runs: list[dict]) -> list[dict]:
+    """For each multiple of the context, mean and spread of bits per byte over the seeds."""
+    summary = []
+    for lengths in zip(*(run["beyond"]["lengths"] for run in runs)):
+        bits = [length["bits_per_byte"] for length in lengths]
+        summary.append({"times": lengths[0]["times"], "mean": mean(bits), "spread": spread(bits)})
+    return summary
+
+
+def large(value: float) -> str:
+    """A number of any size in few signs."""
+    return f"{value:,.1f}" if value < 1e5 else f"{value:.1e}"
+
+
+def ladder_table(rows: list[dict]) -> str:
+    """What each version is, what it reaches, and the command that shows what is new in it."""
+    table = [["version", "idea", "bits per byte", "change", "lines", "diff"]]
+    for before, row in zip([None, *rows], rows):
+        name = row["version"]
+        table.append(
+            [
+                f"[{name}]({name}/train.py)",
+                idea(name),
+                f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}",
+                f"{row['change']:+.1%}" if before else "",
+                str(len(source(name).splitlines())),
+                f"`diff {before['version']}/train.py {name}/train.py`" if before else "",
+            ]
+        )
+    return markdown(table)
+
+
+def measure_table(rows: list[dict]) -> str:
+    """All that was measured, a row a measure: five columns fit on a page, fifteen do not."""
+    measures = {
+        "parameters": lambda r: f"{r['parameters']:,}",
+        "vocabulary": lambda r: f"{r['vocab_size']:,}",
+        "bytes a token": lambda r: f"{r['bytes_a_token']:.2f}",
+        "context, tokens": lambda r: f"{r['context_tokens']:,}",
+        "context, bytes": lambda r: f"{r['context_bytes']:,.0f}",
+        "steps": lambda r: f"{r['steps']:,}",
+        "training, seconds": lambda r: f"{r['seconds']:.1f}",
+        "text seen, MB": lambda r: f"{r['train_bytes'] / 1e6:,.2f}",
+        "bytes a second": lambda r: f"{r['bytes_a_second']:,.0f}",
+        "loss a token, nats": lambda r: f"{r['loss']:.3f}",
+        "perplexity a token": lambda r: f"{r['perplexity']:.2f}",
+        "perplexity a word": lambda r: large(r["word_perplexity"]),
+        "**bits per byte**": lambda r: f"**{r['bits_per_byte']:.3f}** ± {r['spread']:.3f}",
+        "change from the rung below": lambda r: (
+            "" if r["change"] is None else f"{r['change']:+.1%}"
+        ),
+    }
+    table = [["", *(row["version"].split("_")[0] for row in rows)]]
+    table += [[name, *(show(row) for row in rows)] for name, show in measures.items()]
+    return markdown(table)
+
+
+def beyond_table(rows: list[dict]) -> str:
+    """Bits per byte at multiples of the context, with the change from once the context."""
+    table = [["windows of", *(f"{times}× the context" for times in BEYOND)]]
+    reading = [row for row in rows if len(row["beyond"]) > 1]
+    for row in reading:
+        once = row["beyond"][0]["mean"]
+        cells = [f"{b['mean']:.3f} ± {b['spread']:.3f}" for b in row["beyond"]]
+        for i, b in enumerate(row["beyond"][1:], 1):
+            cells[i] += f" ({b['mean'] / once - 1:+.1%})"
+        table.append([row["version"], *cells])
+    others = [f"{r['version']}: {r['why_not_beyond']}." for r in rows if r not in reading]
+    return markdown(table) + "\n\nNot beyond: " + " ".join(others) if others else markdown(table)
+
+
+def what_it_depends_on(results: dict) -> str:
+    """Text, seeds, machine and commit of the numbers, in a line."""
+    first, runs = results["runs"][0], results["runs"]
+    seeds = len({run["seed"] for run in runs})
+    commits = ", ".join(sorted({short_commit(run["commit"]) for run in runs}))
+    budget = "the steps each ships with"
+    if results["seconds"]:
+        budget = f"{results['seconds']:g} seconds of training each"
+    elif results["bytes"]:
+        budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
+    return (
+        f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
+        f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
+        f"{first['corpus']['sha256'][:12]}); Python {first['python']}, torch {first['torch']}, "
+        f"{first['threads']} CPU threads, commit {commits}."
+    )
+
+
+def short_commit(commit: str | None) -> str:
+    """A commit in 12 digits, and whether the files were changed since."""
+    commit, _, changed = (commit or "unknown").partition("-")
+    return commit[:12] + (" with changes" if changed else "")
+
+
+def report(results: dict) -> str:
+    """The tables, as they stand in table.md and in the README."""
+    rows = summarize(results)
+    return "\n\n".join(
+        [
+            ladder_table(rows),
+            what_it_depends_on(results),
+            fold("All that was measured", measure_table(rows)),
+            fold("Bits per byte beyond the training context", beyond_table(rows)),
+        ]
+    )
+
+
+def fold(title: str, text: str) -> str:
+    """`text` behind a title to click on, in Markdown that shows HTML."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def publish(results: dict, name: str) -> None:
+    """Write table.md and the pictures."""
+    folder = RESULTS / name
+    write_text(folder / "table.md", report(results) + "\n")
+    for picture, draw in (
+        ("bits.png", pictures.draw_bits),
+        ("beyond.png", pictures.draw_beyond),
+        ("rates.png", pictures.draw_rates),
+    ):
+        pictures.save(draw(results), folder / picture)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives us
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        path = RESULTS / options.name / "results.json"
+        if not options.readme:
+            write_json(path, compare(options))
+        results = read_json(path)
+        publish(results, options.name)
+        if options.readme:
+            readme = ROOT / "README.md"
+            text = readme.read_text(encoding="utf-8")
+            markers = (f"<!-- compare {options.name} -->", "<!-- /compare -->")
+            write_text(readme, between(text, markers, report(results)))
+        print_text(report(results))
+
+
+if __name__ == "__main__":
+    main()

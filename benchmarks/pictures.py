@@ -1,0 +1,100 @@
+"""The pictures of the benchmarks, each drawn from results alone; a colour a version, always the
+same one."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen needed
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.common import VERSIONS
+from shared.files import atomic_write
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def colour(version: str) -> str:
+    return f"C{VERSIONS.index(version)}"
+
+
+def axes_of(count: int, width: float = 5, height: float = 4) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` axes side by side, with a grid each."""
+    figure, axes = pyplot.subplots(
+        1, count, figsize=(count * width, height), layout="constrained", squeeze=False
+    )
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
+
+
+def draw_bits(results: dict) -> Figure:
+    """Bits per byte against seconds of training and against bytes seen, a line a run.
+
+    The lines are of the first part of the validation text, the stars at their ends of all of it.
+    """
+    figure, both = axes_of(2)
+    for axes, name in zip(both, ("seconds", "bytes")):
+        for run in results["runs"]:
+            curve = [point for point in run["curve"] if point[name]]
+            end = run["seconds"] if name == "seconds" else run["train_bytes"]
+            paint = {"color": colour(run["version"]), "alpha": 0.7}
+            x, y = [p[name] for p in curve], [p["bits_per_byte"] for p in curve]
+            label = run["version"] if run["seed"] == 0 else None
+            axes.plot(x, y, linewidth=1.2, label=label, **paint)
+            axes.plot([end], [run["bits_per_byte"]], "*", **paint)
+        axes.set_xscale("log")
+    both[0].set(xlabel="seconds of training", ylabel="bits per byte of validation text")
+    both[1].set(xlabel="bytes of training text seen")
+    both[0].legend()
+    return figure
+
+
+def draw_beyond(results: dict) -> Figure:
+    """Bits per byte against the length of the windows read, a line a run."""
+    figure, (axes,) = axes_of(1)
+    for run in results["runs"]:
+        lengths = run["beyond"]["lengths"]
+        if len(lengths) > 1:
+            axes.plot(
+                [length["times"] for length in lengths],
+                [length["bits_per_byte"] for length in lengths],
+                "o-",
+                color=colour(run["version"]),
+                alpha=0.7,
+                label=run["version"] if run["seed"] == 0 else None,
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.set(xlabel="window, in contexts of the training", ylabel="bits per byte, the same text")
+    if axes.lines:
+        axes.legend()
+    return figure
+
+
+def draw_rates(results: dict) -> Figure:
+    """The learning rate (AdamW's) through each version's run."""
+    figure, (axes,) = axes_of(1)
+    for run in results["runs"]:
+        if run["seed"] == 0:
+            axes.plot(
+                [row["step"] / run["steps"] for row in run["rates"]],
+                [row["learning_rate"] for row in run["rates"]],
+                color=colour(run["version"]),
+                label=run["version"],
+            )
+    axes.set(xlabel="share of the run", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
