@@ -4,22 +4,33 @@ import ast
 import importlib.util
 import math
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from shared import command_line
-from shared.files import ROOT, UserError, read_json
+from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run, read_rows
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
-CURVE_POINTS = 100  # kept of a run's learning rates
+RATES = 100  # learning rates kept of a run
+STOP = threading.Event()  # set: all runs under way end now
+
+
+class RunFailed(UserError):
+    """A run ended with an error; `said` is its last line."""
+
+    def __init__(self, version: str, status: int, said: str, log: Path) -> None:
+        super().__init__(f"{version} ended with status {status}: {said} ({log})")
+        self.said = said
 
 
 def load_version(name: str) -> ModuleType:
@@ -50,6 +61,12 @@ def idea(version: str) -> str:
     return ast.get_docstring(ast.parse(source(version))).splitlines()[0].partition(": ")[2][:-1]
 
 
+def sections(version: str) -> dict[str, str]:
+    """The version's text by its banners, the header first: {"Header": ..., "1. Config": ...}."""
+    parts = re.split(r"(?m)^# ---- (\d+\. .*) ----\n", source(version))
+    return {"Header": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
+
+
 def train(
     version: str,
     folder: Path,
@@ -59,8 +76,8 @@ def train(
 ) -> dict:
     """Run the version's train.py with `options` into `folder`, unless that holds a finished run.
 
-    `progress` hears of the steps taken. Returns what `record` makes of the folder. UserError, with
-    the line that the run ended with, if it failed; its whole output stays in `folder`.log.
+    `progress` hears of the steps taken. Returns what `record` makes of the folder. RunFailed if the
+    run did not end well; its whole output stays in `folder`.log.
     """
     if (folder / "summary.json").exists():
         return record(folder)
@@ -74,7 +91,7 @@ def train(
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
-            while process.poll() is None:
+            while process.poll() is None and not STOP.is_set():
                 rows = read_rows(folder / "metrics.jsonl")
                 progress(rows[-1]["step"] if rows else 0)
                 try:
@@ -84,10 +101,12 @@ def train(
         finally:
             process.kill()  # whatever stopped us stops it
             process.wait()
+    if STOP.is_set():
+        raise KeyboardInterrupt
     if process.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
         said = [line.strip() for line in lines if line.strip()] or ["nothing"]
-        raise UserError(f"{version} ended with status {process.returncode}: {said[-1]} ({log})")
+        raise RunFailed(version, process.returncode, said[-1], log)
     return record(folder)
 
 
@@ -112,7 +131,7 @@ def record(folder: Path) -> dict:
         ],
         "rates": [
             {"step": row["step"], "learning_rate": row["learning_rate"]}
-            for row in rates[:: math.ceil(len(rates) / CURVE_POINTS) or 1]
+            for row in rates[:: math.ceil(len(rates) / RATES) or 1]
         ],
     }
 
@@ -158,10 +177,46 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def between(text: str, markers: tuple[str, str], inside: str) -> str:
-    """`text` with `inside` on the lines between its two markers; UserError if it has none."""
-    before, begin, rest = text.partition(markers[0])
-    _, end, after = rest.partition(markers[1])
-    if not (begin and end):
-        raise UserError(f"no lines {markers[0]} and {markers[1]} to write between")
-    return "".join((before, begin, "\n", inside, "\n", end, after))
+def fold(title: str, text: str) -> str:
+    """`text` behind a title to click on, in Markdown that shows HTML."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def what_it_depends_on(results: dict, runs: list[dict]) -> str:
+    """Budget, text, seeds, machine and commit of the `runs`, in a line."""
+    first = runs[0]
+    budget = "the steps each ships with"
+    if results["seconds"]:
+        budget = f"{results['seconds']:g} seconds of training each"
+    elif results["bytes"]:
+        budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
+    seeds = len({run["seed"] for run in runs})
+    commits = ", ".join(sorted({short_commit(run["commit"]) for run in runs}))
+    return (
+        f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
+        f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
+        f"{first['corpus']['sha256'][:12]}); Python {first['python']}, torch {first['torch']}, "
+        f"CPU threads: {first['threads']}, commit {commits}."
+    )
+
+
+def short_commit(commit: str | None) -> str:
+    """A commit in 12 digits, and whether the files were changed since."""
+    commit, _, changed = (commit or "unknown").partition("-")
+    return commit[:12] + (" with changes" if changed else "")
+
+
+def readme_with(readme: str, name: str, text: str) -> str:
+    """`readme` with `text` between the markers of `name`; UserError if it has none."""
+    begin = f"<!-- results {name} -->\n"
+    before, marker, rest = readme.partition(begin)
+    _, end, after = rest.partition("<!-- /results -->")
+    if not end:
+        raise UserError(f"README.md has no lines {begin.strip()} and <!-- /results -->")
+    return "".join((before, marker, text, "\n", end, after))
+
+
+def write_readme(name: str, text: str) -> None:
+    """Put `text` into the README between the markers of `name`."""
+    path = ROOT / "README.md"
+    write_text(path, readme_with(path.read_text(encoding="utf-8"), name, text))

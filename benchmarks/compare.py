@@ -15,7 +15,6 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from benchmarks import pictures
 from benchmarks.common import (
     RESULTS,
     VERSIONS,
-    between,
+    fold,
     idea,
     load_version,
     markdown,
@@ -37,6 +36,8 @@ from benchmarks.common import (
     spread,
     steps_for_bytes,
     train,
+    what_it_depends_on,
+    write_readme,
 )
 from shared.command_line import clear_errors, parse_options, print_text
 from shared.corpora import load_corpus, read_documents
@@ -101,17 +102,19 @@ def choose_steps(version: str, options: Options, folder: Path) -> int:
     if options.bytes:
         return steps_for_bytes(version, options.bytes, {"data": options.data})
     steps = max(40, load_version(version).Config().steps // 10)
-    few = {"data": options.data, "steps": steps, "evaluate_every": steps}
-    print(f"{version}: timing {steps} steps", flush=True)
-    train(version, folder / f"{version}-timing", few, options.threads)
-    return max(1, round(options.seconds / step_seconds(folder / f"{version}-timing")))
+    for share in (1 / 4, 1):  # a short run tells how long a quarter takes, that the whole
+        few = {"data": options.data, "steps": steps, "evaluate_every": steps}
+        print(f"{version}: timing {steps:,} steps", flush=True)
+        out = folder / f"{version}-timing-{share:g}"
+        train(version, out, few, options.threads)
+        steps = max(20, round(share * options.seconds / step_seconds(out)))
+    return steps
 
 
 def step_seconds(folder: Path) -> float:
-    """The median time of a step in a run, without the first steps, which warm up."""
+    """The mean time of a step in a run, without the first ten, which warm up."""
     rows = [row for row in read_rows(folder / "metrics.jsonl") if "train_loss" in row]
-    pairs = zip(rows, rows[1:])
-    return median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs)
+    return (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
 
 
 def run_all(options: Options, folder: Path) -> list[dict]:
@@ -355,46 +358,17 @@ def beyond_table(rows: list[dict]) -> str:
     return markdown(table) + "\n\nNot beyond: " + " ".join(others) if others else markdown(table)
 
 
-def what_it_depends_on(results: dict) -> str:
-    """Text, seeds, machine and commit of the numbers, in a line."""
-    first, runs = results["runs"][0], results["runs"]
-    seeds = len({run["seed"] for run in runs})
-    commits = ", ".join(sorted({short_commit(run["commit"]) for run in runs}))
-    budget = "the steps each ships with"
-    if results["seconds"]:
-        budget = f"{results['seconds']:g} seconds of training each"
-    elif results["bytes"]:
-        budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
-    return (
-        f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
-        f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
-        f"{first['corpus']['sha256'][:12]}); Python {first['python']}, torch {first['torch']}, "
-        f"{first['threads']} CPU threads, commit {commits}."
-    )
-
-
-def short_commit(commit: str | None) -> str:
-    """A commit in 12 digits, and whether the files were changed since."""
-    commit, _, changed = (commit or "unknown").partition("-")
-    return commit[:12] + (" with changes" if changed else "")
-
-
 def report(results: dict) -> str:
     """The tables, as they stand in table.md and in the README."""
     rows = summarize(results)
     return "\n\n".join(
         [
             ladder_table(rows),
-            what_it_depends_on(results),
+            what_it_depends_on(results, results["runs"]),
             fold("All that was measured", measure_table(rows)),
             fold("Bits per byte beyond the training context", beyond_table(rows)),
         ]
     )
-
-
-def fold(title: str, text: str) -> str:
-    """`text` behind a title to click on, in Markdown that shows HTML."""
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def publish(results: dict, name: str) -> None:
@@ -419,10 +393,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = read_json(path)
         publish(results, options.name)
         if options.readme:
-            readme = ROOT / "README.md"
-            text = readme.read_text(encoding="utf-8")
-            markers = (f"<!-- compare {options.name} -->", "<!-- /compare -->")
-            write_text(readme, between(text, markers, report(results)))
+            write_readme(options.name, report(results))
         print_text(report(results))
 
 

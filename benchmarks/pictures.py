@@ -98,3 +98,34 @@ def draw_rates(results: dict) -> Figure:
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
+
+
+def draw_sweep(rows: list[dict]) -> Figure:
+    """Bits per byte against what was changed, mean and spread; a cross where runs diverged."""
+    whats = list(dict.fromkeys(row["what"] for row in rows))
+    figure, panels = axes_of(len(whats), width=3.2, height=3.2)
+    for axes, what in zip(panels, whats):
+        of = [row for row in rows if row["what"] == what]
+        whole = [row for row in of if not row["diverged"]]
+        axes.errorbar(
+            [row["value"] for row in whole],
+            [row["bits_per_byte"] for row in whole],
+            [row["spread"] for row in whole],
+            fmt="o-",
+            capsize=3,
+        )
+        for row in of:
+            if row["diverged"]:
+                axes.plot(row["value"], 0.95, "rX", transform=axes.get_xaxis_transform())
+                axes.annotate(
+                    "diverged",
+                    (row["value"], 0.9),
+                    ha="right",
+                    va="top",
+                    xycoords=axes.get_xaxis_transform(),
+                )
+        axes.set_xscale("log", base=10 if what == "learning_rate" else 2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=what.replace("_", " "))
+    panels[0].set(ylabel="bits per byte")
+    return figure

@@ -1,0 +1,257 @@
+"""The experiments that people run first: learning rate, batch size, vocabulary, context.
+
+    python benchmarks/sweep.py                                   all four, of v4
+    python benchmarks/sweep.py --version v2 --what batch_size    one, of another version
+
+Each takes the version as it ships, changes one thing by factors, and trains on the same number of
+bytes of text. Finished runs are not run again. `--readme` trains nothing and writes the tables from
+results.json, the README's too.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose names are its own
+from benchmarks import pictures
+from benchmarks.common import (
+    RESULTS,
+    VERSIONS,
+    STOP,
+    RunFailed,
+    fold,
+    load_version,
+    markdown,
+    mean,
+    pick_versions,
+    spread,
+    steps_for_bytes,
+    train,
+    what_it_depends_on,
+    write_readme,
+)
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.files import ROOT, UserError, json_sha256, read_json, write_json, write_text
+
+FACTORS = {
+    "learning_rate": (0.1, 0.316, 1, 3.16, 10),  # all rates of the version together
+    "batch_size": (0.25, 0.5, 1, 2, 4),
+    "vocab_size": (0.25, 0.5, 1, 2, 4),
+    "context_length": (0.25, 0.5, 1, 2, 4),  # with windows a step the other way: as many tokens
+}
+# How train.py says that its numbers are none any more.
+DIVERGED = ("the loss is", "the weights are no numbers")
+
+
+@dataclass
+class Options:
+    """Change one thing of a version at a time and see what it does to bits per byte."""
+
+    version: str = VERSIONS[-1]  # which to sweep
+    what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
+    bytes: float = 700_000  # of training text for each run
+    seeds: int = 3  # runs of each value
+    data: str = "pydocs"  # the corpus, as for the versions
+    jobs: int = os.cpu_count() or 1  # runs at a time
+    threads: int = 1  # CPU threads of each
+    name: str = ""  # of the folder of results; sweep-v4 if not given
+    fresh: bool = False  # run again what is finished
+    readme: bool = False  # train nothing, write tables and README from results.json
+
+    def __post_init__(self) -> None:
+        matching = pick_versions([self.version])
+        if len(matching) != 1:
+            raise UserError(f"--version {self.version}: one of {', '.join(VERSIONS)}")
+        self.version = matching[0]
+        for what in self.what:
+            if what not in FACTORS:
+                raise UserError(f"--what {what}: there are {', '.join(FACTORS)}")
+        if self.bytes <= 0 or min(self.seeds, self.jobs, self.threads) < 1:
+            raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
+        self.name = self.name or f"sweep-{self.version.split('_')[0]}"
+
+
+def changed(what: str, factor: float, config: object) -> dict[str, float]:
+    """The options that differ from `config`, the version's own, when `what` is times `factor`."""
+    if what == "learning_rate":
+        names = [n for n in vars(config) if n.endswith("learning_rate") and "final" not in n]
+        options = {name: float(f"{getattr(config, name) * factor:.3g}") for name in names}
+    elif what == "context_length":
+        options = {
+            "context_length": round(config.context_length * factor),
+            "batch_size": max(1, round(config.batch_size / factor)),
+        }
+    else:
+        least = {"vocab_size": 257}.get(what, 1)  # the bytes and <|endoftext|>
+        options = {what: max(least, round(getattr(config, what) * factor))}
+    return {name: value for name, value in options.items() if value != getattr(config, name)}
+
+
+def sweep(options: Options) -> dict:
+    """Run what is not finished yet, several at a time; what goes into results.json."""
+    folder = ROOT / "runs" / "sweep"
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    points = plan(options)
+    runs = {}  # a run that several experiments share, the version as it is, is run once
+    for point in points:
+        for seed in range(options.seeds):
+            settings = point["options"] | {"seed": seed}
+            runs[json.dumps(settings)] = settings
+    with ThreadPoolExecutor(options.jobs) as pool:
+        jobs = {
+            pool.submit(run_one, options.version, folder, settings, options.threads): key
+            for key, settings in runs.items()
+        }
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
+                runs[jobs[job]] = job.result()
+        except BaseException:
+            STOP.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    for point in points:
+        keys = [json.dumps(point["options"] | {"seed": seed}) for seed in range(options.seeds)]
+        point["runs"] = [runs[key] for key in keys]
+    return {"version": options.version, "bytes": options.bytes, "seconds": 0, "points": points}
+
+
+def plan(options: Options) -> list[dict]:
+    """Each value to try: `what` it is of, the `value`, its `factor`, and the `options` of a run."""
+    config = load_version(options.version).Config()
+    points = []
+    for what in options.what or FACTORS:
+        if not getattr(config, what, 0):
+            print(f"{options.version} has no --{what.replace('_', '-')}: left out", flush=True)
+            continue
+        for factor in tqdm(FACTORS[what], desc=f"preparing {what}", leave=False):
+            settings = {"data": options.data} | changed(what, factor, config)
+            steps = steps_for_bytes(options.version, options.bytes, settings)
+            settings |= {"steps": steps, "evaluate_every": steps}
+            value = settings.get(what, getattr(config, what))
+            points.append({"what": what, "value": value, "factor": factor, "options": settings})
+    return points
+
+
+def run_one(version: str, folder: Path, settings: dict[str, object], threads: int) -> dict:
+    """The record of a run, or {"diverged": why} if its loss became no number."""
+    out = folder / f"{version}-{json_sha256([settings, threads])[:12]}"
+    ended = out.with_name(out.name + ".diverged.json")
+    if ended.exists():
+        return read_json(ended)
+    try:
+        return train(version, out, settings, threads)
+    except RunFailed as failure:
+        if not any(words in failure.said for words in DIVERGED):
+            raise
+        write_json(ended, {"diverged": failure.said})
+        return read_json(ended)
+
+
+# ---- telling ----
+
+
+def has_diverged(run: dict) -> bool:
+    """Whether a run's loss became no number, or ended above where it began."""
+    return "diverged" in run or run["bits_per_byte"] > run["curve"][0]["bits_per_byte"]
+
+
+def summarize(points: list[dict]) -> list[dict]:
+    """For each point mean and spread of bits per byte; None if any of its runs diverged."""
+    rows = []
+    for point in points:
+        diverged = sum(map(has_diverged, point["runs"]))
+        finished = [run for run in point["runs"] if "diverged" not in run]
+        bits = [run["bits_per_byte"] for run in finished]
+        rows.append(
+            {
+                "what": point["what"],
+                "value": point["value"],
+                "factor": point["factor"],
+                "steps": point["options"]["steps"],
+                "parameters": finished[0]["parameters"] if finished else None,
+                "seconds": mean(run["seconds"] for run in finished) if finished else None,
+                "diverged": f"{diverged} of {len(point['runs'])}" if diverged else "",
+                "bits_per_byte": None if diverged else mean(bits),
+                "spread": None if diverged else spread(bits),
+            }
+        )
+    return rows
+
+
+def finding(what: str, rows: list[dict]) -> str:
+    """What an experiment shows, in a sentence of its numbers."""
+    whole = [row for row in rows if not row["diverged"]]
+    if not whole:
+        return f"**{title(what)}**: every value diverged."
+    best = min(whole, key=lambda row: row["bits_per_byte"])
+    others = [
+        f"{row['value']:g} diverges ({row['diverged']} seeds)"
+        if row["diverged"]
+        else f"{row['value']:g} costs {row['bits_per_byte'] / best['bits_per_byte'] - 1:+.1%}"
+        for row in rows
+        if row is not best
+    ]
+    return (
+        f"**{title(what)}**: best at {best['value']:g}, {best['bits_per_byte']:.3f} ± "
+        f"{best['spread']:.3f} bits per byte; {', '.join(others)}."
+    )
+
+
+def title(what: str) -> str:
+    return what.replace("_", " ").replace("vocab size", "vocabulary").capitalize()
+
+
+def table(what: str, rows: list[dict]) -> str:
+    head = [title(what).lower(), "times", "steps", "parameters", "seconds", "bits per byte"]
+    cells = [head]
+    for row in rows:
+        bits = row["diverged"] and f"diverged, {row['diverged']}"
+        cells.append(
+            [
+                f"{row['value']:g}",
+                f"{row['factor']:g}",
+                f"{row['steps']:,}",
+                f"{row['parameters']:,}" if row["parameters"] else "",
+                f"{row['seconds']:.1f}" if row["seconds"] is not None else "",
+                bits or f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}",
+            ]
+        )
+    return markdown(cells)
+
+
+def report(results: dict) -> str:
+    """The findings, and the tables behind them, as they stand in table.md and in the README."""
+    rows = summarize(results["points"])
+    whats = list(dict.fromkeys(row["what"] for row in rows))
+    of = {what: [row for row in rows if row["what"] == what] for what in whats}
+    findings = "\n".join(f"- {finding(what, of[what])}" for what in whats)
+    tables = "\n\n".join(table(what, of[what]) for what in whats)
+    runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
+    return "\n\n".join([findings, what_it_depends_on(results, runs), fold("The tables", tables)])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives us
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        folder = RESULTS / options.name
+        if not options.readme:
+            write_json(folder / "results.json", sweep(options))
+        results = read_json(folder / "results.json")
+        write_text(folder / "table.md", report(results) + "\n")
+        pictures.save(pictures.draw_sweep(summarize(results["points"])), folder / "sweep.png")
+        if options.readme:
+            write_readme(options.name, report(results))
+        print_text(report(results))
+
+
+if __name__ == "__main__":
+    main()
