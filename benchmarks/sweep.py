@@ -23,8 +23,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose
 from benchmarks import pictures
 from benchmarks.common import (
     RESULTS,
-    VERSIONS,
     STOP,
+    VERSIONS,
     RunFailed,
     fold,
     load_version,
