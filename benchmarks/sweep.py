@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not benchmarks/, whose names are its own
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.common import (
     RESULTS,

@@ -1,6 +1,5 @@
 """The harness: versions loaded by path, a small corpus, and models that train in a moment."""
 
-import importlib.util
 import os
 import random
 import sys
@@ -14,22 +13,12 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
+from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
 
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("tests")
 os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
 torch.set_num_threads(1)  # small models: threads would only wait for each other
-
-
-def load_version(name: str) -> ModuleType:
-    """The module `name`/train.py; five files of one name can't be imported by it."""
-    key = f"ladder_{name}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
-        sys.modules[key] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[key])
-    return sys.modules[key]
 
 
 def by_characters(version: ModuleType) -> bool:

@@ -1,0 +1,268 @@
+"""The page: the ladder, its diffs and its curves, in one HTML file that opens anywhere.
+
+    python benchmarks/report.py                    writes runs/report.html
+
+Made from committed results and the sources alone; nothing is trained, nothing fetched.
+"""
+
+import difflib
+import io
+import re
+import sys
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import jinja2
+import markupsafe
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import compare, pictures, sweep
+from benchmarks.common import (
+    RESULTS,
+    idea,
+    load_version,
+    sections,
+    source,
+    what_it_depends_on,
+)
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, read_json, write_text
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
+INK = "#010203"  # stands for the colour of the page's text until the page is there
+
+
+@dataclass
+class Options:
+    """Write the page that shows what each version adds and what it buys."""
+
+    results: str = "seconds-120"  # the comparison to show, a folder of benchmarks/results
+    sweep: str = "sweep-v4"  # the sweep to show, if it is there
+    out: str = str(ROOT / "runs" / "report.html")  # the page
+
+
+# ---- pictures ----
+
+
+def svg(figure: Figure, label: str) -> markupsafe.Markup:
+    """`figure` as SVG to stand in the page, its text and axes in the colour of the page's text."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    text = buffer.getvalue().replace(INK, "currentColor")
+    text = text[text.index("<svg") :]
+    head = f'<svg role="img" aria-label="{markupsafe.escape(label)}" '
+    return markupsafe.Markup(re.sub(r"<svg (?:width|height)=\S+ (?:width|height)=\S+ ", head, text))
+
+
+def ink() -> dict[str, object]:
+    """Settings of matplotlib under which figures take the page's own colours and letters."""
+    inked = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
+    return dict.fromkeys(inked.split(), INK) | {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "page",
+        "font.family": "sans-serif",
+        "legend.facecolor": "none",
+        "legend.edgecolor": "none",
+        "axes.facecolor": "none",
+    }
+
+
+def attention_scores(version: str, T: int) -> torch.Tensor | None:
+    """What a version's positions alone do to the attention scores, (heads or 1, T, T).
+
+    Every query and every key is the same vector, of length 1, so that all that is left is what
+    rotation or bias make of the distance. None if the version does nothing to the scores.
+    """
+    module = load_version(version)
+    if not hasattr(module, "Position"):
+        return None
+    config = module.Config()
+    position = module.Position(config)
+    same = torch.ones(1, 1, T, config.head_size) / config.head_size**0.5
+    if hasattr(position, "bias"):
+        scores = position.rotate(same) @ position.rotate(same).mT + position.bias(T, same.device)
+        scores = scores[0]
+    else:
+        turned = module.rotate(same, position(0, T))
+        scores = (turned @ turned.mT)[0]
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    scores = scores.masked_fill(future, float("nan"))
+    last = scores[:, -1]
+    return None if torch.allclose(last, last[:, :1]) else scores
+
+
+def draw_scores(version: str, scores: torch.Tensor) -> Figure:
+    """A head's scores as a picture of queries and keys, and all heads' against the distance."""
+    figure, (left, right) = pictures.axes_of(2, width=4, height=3.2)
+    heads, T = scores.shape[0], scores.shape[-1]
+    shown = scores[heads // 2]
+    left.grid(False)
+    image = left.imshow(shown.numpy(), cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=left, shrink=0.8)
+    which = f", head {heads // 2 + 1} of {heads}" if heads > 1 else ""
+    left.set(xlabel="key", ylabel="query", title=f"{version}{which}")
+    for head in range(heads):
+        name = f"head {head + 1}" if heads > 1 else None
+        right.plot(scores[head, -1].flip(0), label=name, linewidth=1.2)
+    right.set(xlabel=f"distance in tokens, up to {T}", ylabel="added to or left of the score")
+    if heads > 1:
+        right.legend(fontsize=8)
+    return figure
+
+
+def draw_map(tokens: list[dict]) -> Figure:
+    """The tokens at their places, coloured by what they are made of."""
+    figure, (axes,) = pictures.axes_of(1, width=9, height=6.5)
+    kinds = {
+        "a word or the start of one": lambda t: t.startswith(" ") and t[1:].isalpha(),
+        "letters within a word": str.isalpha,
+        "digits, signs, blanks": lambda t: True,
+    }
+    seen = set()
+    for token in tokens:
+        number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token["token"]))
+        label = None if kind in seen else kind
+        seen.add(kind)
+        paint = {"color": f"C{number}"}
+        axes.plot(token["x"], token["y"], ".", markersize=2, alpha=0.6, label=label, **paint)
+        text = visible(token["token"]).replace("$", r"\$")
+        axes.annotate(
+            text, (token["x"], token["y"]), fontsize=7.5, ha="center", va="bottom", **paint
+        )
+    axes.set(xlabel="first axis", ylabel="second axis")
+    axes.legend(markerscale=5)
+    return figure
+
+
+def visible(token: str) -> str:
+    """A token with its blanks to be seen."""
+    marks = {" ": "·", "\n": "⏎", "\t": "⇥"}
+    return "".join(marks.get(c, c) for c in token)
+
+
+# ---- diffs ----
+
+
+def code_lines(text: str) -> list[markupsafe.Markup]:
+    """Each line of Python in HTML, coloured as part of the whole `text`."""
+    html = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
+    return [markupsafe.Markup(line) for line in html.split("\n")]
+
+
+def side_by_side(old: str, new: str) -> list[dict]:
+    """Rows of a diff: {"kind": "same" | "change", "old": html, "new": html} or, for a run of
+    unchanged lines, {"kind": "fold", "rows": [...]}."""
+    before, after = old.splitlines(), new.splitlines()
+    old_html, new_html = code_lines(old), code_lines(new)
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    rows, blocks = [], matcher.get_opcodes()
+    for number, (kind, a, b, c, d) in enumerate(blocks):
+        if kind != "equal":
+            pairs = zip_longest(old_html[a:b], new_html[c:d])
+            rows += [{"kind": "change", "old": left, "new": right} for left, right in pairs]
+            continue
+        same = [{"kind": "same", "old": x, "new": y} for x, y in zip(old_html[a:b], new_html[c:d])]
+        head = CONTEXT_LINES if number else 0
+        tail = CONTEXT_LINES if number < len(blocks) - 1 else 0
+        if len(same) <= head + tail + 1:
+            rows += same
+        else:
+            middle = same[head : len(same) - tail]
+            rows += [*same[:head], {"kind": "fold", "rows": middle}, *same[len(same) - tail :]]
+    return rows
+
+
+def step(before: str, after: str) -> dict:
+    """What changes from a version to the next: a diff for each section that differs."""
+    old, new = sections(before), sections(after)
+    changed = []
+    for name in new:
+        if old[name] != new[name]:
+            rows = side_by_side(old[name], new[name])
+            flat = [row for row in rows if row["kind"] == "change"]
+            changed.append(
+                {
+                    "name": name,
+                    "rows": rows,
+                    "removed": sum(row["old"] is not None for row in flat),
+                    "added": sum(row["new"] is not None for row in flat),
+                }
+            )
+    same = [name for name in new if old[name] == new[name]]
+    return {"before": before, "after": after, "idea": idea(after), "changed": changed, "same": same}
+
+
+# ---- the page ----
+
+
+def page(results: dict, swept: dict | None) -> str:
+    """The whole page, as HTML."""
+    rows = compare.summarize(results)
+    names = [row["version"] for row in rows]
+    with pyplot.rc_context(ink()):
+        biases = [(name, attention_scores(name, 64)) for name in names]
+        drawn = {
+            "bits": svg(pictures.draw_bits(results), "bits per byte against time and text"),
+            "rates": svg(pictures.draw_rates(results), "learning rates"),
+            "beyond": svg(pictures.draw_beyond(results), "bits per byte beyond the context"),
+            "biases": [
+                svg(draw_scores(name, scores), f"attention scores of {name}")
+                for name, scores in biases
+                if scores is not None
+            ],
+        }
+        places = next((e["map"] for e in results["exhibits"].values() if e.get("map")), [])
+        if places:
+            drawn["map"] = svg(draw_map(places), "map of token embeddings")
+        points = sweep.summarize(swept["points"]) if swept else []
+        if points:
+            drawn["sweep"] = svg(pictures.draw_sweep(points), "sweeps")
+    whats = list(dict.fromkeys(point["what"] for point in points))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["visible"] = visible
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        rows=rows,
+        ideas={name: idea(name) for name in names},
+        lines={name: len(source(name).splitlines()) for name in names},
+        most_bits=max(row["bits_per_byte"] for row in rows),
+        steps=[step(before, after) for before, after in zip(names, names[1:])],
+        exhibits=results["exhibits"],
+        prompts=list(next(iter(results["exhibits"].values()))["samples"]),
+        depends=what_it_depends_on(results, results["runs"]).replace("`", ""),
+        findings=[
+            bold(sweep.finding(what, [p for p in points if p["what"] == what])) for what in whats
+        ],
+        sweep_bytes=swept["bytes"] if swept else 0,
+        drawn=drawn,
+        light=HtmlFormatter(style="default").get_style_defs(".code"),
+        dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
+    )
+
+
+def bold(text: str) -> markupsafe.Markup:
+    """Markdown's **bold** as HTML."""
+    return markupsafe.Markup(re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", str(markupsafe.escape(text))))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        results = read_json(RESULTS / options.results / "results.json")
+        swept = RESULTS / options.sweep / "results.json"
+        write_text(Path(options.out), page(results, read_json(swept) if swept.exists() else None))
+        print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

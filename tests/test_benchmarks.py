@@ -1,0 +1,360 @@
+"""Numbers of the benchmarks are computed from results, and the README shows nothing else."""
+
+import ast
+import json
+import math
+import re
+import subprocess
+
+import pytest
+import toy
+from conftest import ROOT, VERSIONS, load_version
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import common, compare, report, sweep
+from shared.files import UserError, read_json, write_json
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?s)<!-- results (\S+) -->\n(.*?)\n<!-- /results -->", README)
+
+
+# ---- measures ----
+
+
+def test_every_measure_against_a_value_found_by_hand():
+    v1, v2 = compare.summarize(toy.results())
+    assert v2["bits_per_byte"] == pytest.approx(3.0)
+    assert v2["spread"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert v1["spread"] == pytest.approx(math.sqrt(2))
+    assert v2["change"] == pytest.approx(3 / 4 - 1) and v1["change"] is None
+    assert v2["bytes_a_token"] == pytest.approx(2)
+    assert v2["context_bytes"] == pytest.approx(128)
+    # 1,000 bytes in 50 words: 20 bytes a word, so b bits a byte make a perplexity of 2^(20 b).
+    assert v2["word_perplexity"] == pytest.approx((2**20 + 2**40 + 2**120) / 3)
+    assert v1["perplexity"] == pytest.approx((4**3 + 4**5) / 2)
+    assert v1["seconds"] == pytest.approx(2.5)
+    assert v1["bytes_a_second"] == pytest.approx((6000 / 2 + 6000 / 3) / 2)
+    assert v2["beyond"] == [
+        {"times": t, "mean": pytest.approx(3 * t), "spread": pytest.approx(t * math.sqrt(7))}
+        for t in (1, 2, 4, 8)
+    ]
+    assert v1["beyond"] == [] and "64 positions" in v1["why_not_beyond"]
+
+
+def test_tables_show_the_measures():
+    text = compare.report(toy.results())
+    assert "**3.000** ± 2.646" in text and "-25.0%" in text
+    assert "| bytes a token | 2.00 | 2.00 |" in text
+    assert "| perplexity a word | 6.3e+29 | 4.4e+35 |" in text
+    assert "| v2_bpe_rope | 3.000 ± 2.646 | 6.000 ± 5.292 (+100.0%) | 12.000" in text
+    assert "v1_char_transformer: only 64 positions were learned." in text
+    assert "commit 0123456789ab." in text and "3 seeds" in text
+    for table in re.findall(r"(?m)(?:^\|.*\|\n)+", text + "\n"):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_a_sweep_tells_the_best_the_worse_and_the_diverged():
+    rows = sweep.summarize(toy.sweep()["points"])
+    assert [row["diverged"] for row in rows] == ["", "", "2 of 2"]
+    assert rows[1]["bits_per_byte"] == 2 and rows[1]["spread"] == pytest.approx(math.sqrt(0.5))
+    text = sweep.report(toy.sweep())
+    assert "best at 0.01, 2.000 ± 0.707 bits per byte; 0.001 costs +50.0%, 0.1 diverges" in text
+
+
+def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path):
+    """One token at a time through torch's own softmax, words by a pattern."""
+    import torch
+
+    options = {"data": str(corpus_file), "steps": 2, "batch_size": 2, "width": 16, "n_layers": 1}
+    record = common.train("v2_bpe_rope", tmp_path / "run", options | {"vocab_size": 300}, threads=1)
+    module, run = common.open_run("v2_bpe_rope", tmp_path / "run")
+    corpus = compare.load_corpus(str(corpus_file))
+    text = corpus.val.read_text(encoding="utf-8")
+    record["beyond"] = compare.read_beyond("v2_bpe_rope", tmp_path / "run")
+    documents = [document for document in text.split("<|endoftext|>") if document]
+    words = sum(len(re.findall(r"\S+", document)) for document in documents)
+    ids = [run.tokenizer.special_tokens["<|endoftext|>"]]
+    for document in documents:
+        ids += [*run.tokenizer.encode(document), ids[0]]
+    nats, length = 0.0, run.config.context_length
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, length):
+            window = torch.tensor(ids[start : start + length + 1])
+            logs = torch.log_softmax(run.model.eval()(window[None, :-1])[0].double(), -1)
+            nats -= sum(logs[i, t].item() for i, t in enumerate(window[1:]) if t != ids[0])
+    n_bytes = sum(len(document.encode("utf-8")) for document in documents)
+    (row,) = compare.summarize({"validation_words": words, "runs": [record]})
+    assert row["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-3)
+    tokens = sum(token != ids[0] for token in ids)
+    assert row["bytes_a_token"] == pytest.approx(n_bytes / tokens, rel=1e-6)
+    assert row["beyond"][0]["mean"] == pytest.approx(row["bits_per_byte"], rel=1e-5)
+    assert {length["bytes"] for length in record["beyond"]["lengths"]} == {n_bytes}
+    assert [length["times"] for length in record["beyond"]["lengths"]] == [1, 2, 4, 8]
+
+
+# ---- commands ----
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """Runs and results of the commands below go to a folder of the test."""
+    for module in (compare, sweep):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The command lines of the processes that were started."""
+    commands, popen = [], subprocess.Popen
+
+    def record(command, *rest, **named):
+        commands.append(command)
+        return popen(command, *rest, **named)
+
+    monkeypatch.setattr(common.subprocess, "Popen", record)
+    return commands
+
+
+def test_a_comparison_runs_goes_on_and_is_not_run_twice(elsewhere, started, corpus_file, capsys):
+    asked = f"--bytes 4000 --seeds 1 --threads 1 --name toy --data {corpus_file} --prompts the"
+    asked = asked.split()
+    compare.main([*asked, "--versions", "v1"])
+    trained = [command for command in started if "train.py" in str(command)]
+    assert len(trained) == 1 and str(ROOT / "v1_char_transformer" / "train.py") in trained[0]
+    compare.main([*asked, "--versions", "v1", "v0"])  # as if it had been stopped after v1
+    assert sum("train.py" in str(command) for command in started) == 2
+    compare.main([*asked, "--versions", "v0", "v1"])
+    assert sum("train.py" in str(command) for command in started) == 2
+    out = capsys.readouterr().out
+    results = read_json(elsewhere / "results" / "toy" / "results.json")
+    assert [run["version"] for run in results["runs"]] == ["v0_bigram", "v1_char_transformer"]
+    for run in results["runs"]:  # as near to the budget as whole steps come
+        assert abs(run["train_bytes"] - 4000) <= run["train_bytes"] / run["steps"]
+        assert set(results["exhibits"][run["version"]]["samples"]) == {"the"}
+    assert "only 64 positions were learned" in out and "v0_bigram, seed 0: " in out
+    assert results["runs"][0]["beyond"]["reads"] == 1  # a table looks at one character
+    table = (elsewhere / "results" / "toy" / "table.md").read_text(encoding="utf-8")
+    assert table.strip() in out
+    for picture in ("bits.png", "beyond.png", "rates.png"):
+        assert (elsewhere / "results" / "toy" / picture).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as stop:  # the same name for something else
+        compare.main([*asked, "--bytes", "5000", "--versions", "v0"])
+    assert stop.value.code == 2 and "--fresh" in capsys.readouterr().err
+    compare.main([*asked, "--fresh", "--versions", "v0"])
+    assert sum("train.py" in str(command) for command in started) == 3
+
+
+def test_seconds_become_steps_by_timing(monkeypatch, tmp_path):
+    """A step of 20 ms: 100 of them in 2 s, found from runs that count after their tenth step."""
+
+    def fake(version, folder, options, threads):
+        rows = [{"step": s, "train_loss": 1, "seconds": 9 + s / 50} for s in range(10, 50, 10)]
+        folder.mkdir(parents=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+    monkeypatch.setattr(compare, "train", fake)
+    options = compare.Options(seconds=2)
+    assert compare.choose_steps("v1_char_transformer", options, tmp_path) == 100
+
+
+def test_a_run_that_misses_its_seconds_is_run_once_more(monkeypatch, tmp_path, capsys):
+    """10 ms a step where 20 ms were measured: 100 steps took 1 s of 2, so 200 are right."""
+    steps = []
+
+    def fake(version, folder, settings, *_):
+        folder.mkdir(exist_ok=True)
+        steps.append(settings["steps"])
+        return {"steps": settings["steps"], "seconds": settings["steps"] / 100}
+
+    monkeypatch.setattr(compare, "train", fake)
+    settings, options = compare.lasting(100), compare.Options(seconds=2)
+    for seed in range(2):
+        run = compare.run_one("v1_char_transformer", seed, settings, tmp_path, options, print)
+        assert run["seconds"] == 2
+    assert steps == [100, 200, 200] and settings["evaluate_every"] == 20
+
+
+def test_a_run_that_diverges_is_recorded_and_one_that_fails_is_told(tmp_path, corpus_file):
+    settings = {"data": str(corpus_file), "steps": 30, "learning_rate": 1e30, "seed": 0}
+    run = sweep.run_one("v1_char_transformer", tmp_path, settings | {"batch_size": 1}, 1)
+    assert "the loss is" in run["diverged"] and sweep.has_diverged(run)
+    with pytest.raises(common.RunFailed, match="no file or folder") as failure:
+        sweep.run_one("v0_bigram", tmp_path, {"data": "nowhere"}, 1)
+    assert isinstance(failure.value, UserError)
+
+
+def test_a_sweep_runs_what_experiments_share_once(
+    elsewhere, started, corpus_file, capsys, monkeypatch
+):
+    monkeypatch.setattr(sweep, "FACTORS", dict.fromkeys(sweep.FACTORS, (0.5, 1)))
+    asked = f"--version v0 --bytes 4000 --seeds 1 --jobs 2 --data {corpus_file}".split()
+    sweep.main([*asked, "--what", "learning_rate", "batch_size", "vocab_size"])
+    runs = [command for command in started if "train.py" in str(command)]
+    assert len(runs) == 3
+    out = capsys.readouterr().out
+    assert "v0_bigram has no --vocab-size" in out and "**Batch size**: best at" in out
+    assert (elsewhere / "results" / "sweep-v0" / "sweep.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "module, arguments, said",
+    [
+        (compare, "--seconds 1 --bytes 1", "two budgets"),
+        (compare, "--versions v9", "v4_modern"),
+        (compare, "--seeds 0", "--seeds"),
+        (compare, "--name nowhere --readme", "results.json"),
+        (sweep, "--what colour", "batch_size"),
+        (sweep, "--version v9", "v4_modern"),
+        (sweep, "--bytes 0", "--bytes"),
+        (report, "--results nowhere", "results.json"),
+    ],
+)
+def test_a_wrong_option_is_told_in_a_line(module, arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(arguments.split())
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and said in err
+
+
+# ---- README ----
+
+
+@pytest.mark.parametrize("name, text", BLOCKS)
+def test_the_readme_shows_what_the_results_give(name, text):
+    """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
+    results = read_json(common.RESULTS / name / "results.json")
+    module = sweep if "points" in results else compare
+    assert module.report(results) == text
+    table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
+    assert table == text + "\n"
+
+
+def test_the_readme_has_the_comparisons_and_the_sweep():
+    assert {name for name, _ in BLOCKS} == {"seconds-120", "bytes-1000000", "sweep-v4"}
+
+
+def test_readme_is_written_between_its_markers_alone():
+    readme = "a\n<!-- results x -->\nold\n<!-- /results -->\nb <!-- /results -->"
+    new = "a\n<!-- results x -->\nnew\n<!-- /results -->\nb <!-- /results -->"
+    assert common.readme_with(readme, "x", "new") == new
+    assert common.readme_with(new, "x", "new") == new
+    with pytest.raises(UserError, match="results y"):
+        common.readme_with(readme, "y", "new")
+
+
+def results_of(name: str) -> dict[str, dict]:
+    rows = compare.summarize(read_json(common.RESULTS / name / "results.json"))
+    return {row["version"].split("_")[0]: row for row in rows}
+
+
+def test_at_equal_time_the_ladder_goes_up():
+    """Beyond the spread of the seeds: by more than the sum of both deviations."""
+    rows = results_of("seconds-120")
+    v0, v1, v2, v4 = (rows[name]["bits_per_byte"] for name in ("v0", "v1", "v2", "v4"))
+    assert v0 > v1 > v2 > v4
+    for below, share in (("v1", 0.72), ("v2", 0.95)):
+        margin = rows[below]["spread"] + rows["v4"]["spread"]
+        assert v4 + margin <= share * rows[below]["bits_per_byte"]
+
+
+def test_alibi_reads_on_where_rotation_does_not():
+    beyond = {name: row["beyond"] for name, row in results_of("seconds-120").items()}
+    at = {name: {b["times"]: b["mean"] for b in beyond[name]} for name in ("v2", "v3", "v4")}
+    assert at["v3"][4] <= 1.03 * at["v3"][1]
+    assert at["v2"][4] > at["v2"][1] and at["v4"][4] > at["v4"][1]
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_headers_promise_what_was_measured(name):
+    promised = re.search(
+        r"about (\d\.\d\d) bits per byte", ast.get_docstring(ast.parse(common.source(name)))
+    )
+    measured = results_of("as-shipped")[name.split("_")[0]]["bits_per_byte"]
+    assert float(promised[1]) == pytest.approx(measured, abs=0.02)
+
+
+def test_every_file_and_option_of_the_readme_exists():
+    options = {"--help"}
+    configs = [load_version(name).Config for name in VERSIONS]
+    for config in (*configs, compare.Options, sweep.Options, report.Options):
+        options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
+    assert set(re.findall(r"--[a-z][a-z-]+", README)) <= options
+    for path in re.findall(r"[\w./-]+\.(?:py|txt|png|md)\b", README):
+        if "/" in path and not path.startswith(("my_", "runs/")):
+            assert (ROOT / path).exists(), path
+
+
+# ---- the page ----
+
+
+def plain(html: str | None) -> str | None:
+    """What a browser shows of a piece of HTML."""
+    import html as html_module
+
+    return None if html is None else html_module.unescape(re.sub(r"<[^>]*>", "", str(html)))
+
+
+def unfold(rows: list[dict]) -> list[dict]:
+    return [row for each in rows for row in (each["rows"] if each["kind"] == "fold" else [each])]
+
+
+lines = st.lists(st.sampled_from(["a = 1", "", "    b < 2", '"""', "# c & d", "x"]), max_size=30)
+
+
+@given(lines, lines)
+def test_a_diff_holds_both_texts(old, new):
+    rows = unfold(report.side_by_side("\n".join(old), "\n".join(new)))
+    before = [plain(row["old"]) for row in rows if row["old"] is not None]
+    after = [plain(row["new"]) for row in rows if row["new"] is not None]
+    assert "\n".join(before).rstrip("\n") == "\n".join(old).rstrip("\n")
+    assert "\n".join(after).rstrip("\n") == "\n".join(new).rstrip("\n")
+    for row in rows:
+        assert (row["kind"] == "same") == (plain(row["old"]) == plain(row["new"]))
+
+
+def test_steps_show_the_sections_that_differ():
+    for before, after in zip(VERSIONS, VERSIONS[1:]):
+        step = report.step(before, after)
+        names = {section["name"] for section in step["changed"]}
+        old, new = common.sections(before), common.sections(after)
+        assert names == {name for name in new if old[name] != new[name]}
+        for section in step["changed"]:
+            rows = unfold(section["rows"])
+            shown = "\n".join(plain(row["new"]) for row in rows if row["new"] is not None)
+            assert shown.rstrip() == new[section["name"]].rstrip()
+
+
+def test_positions_alone():
+    """ALiBi takes slope times distance off; rotation gives the mean cosine of its angles."""
+    scores = report.attention_scores("v3_alibi", 8)
+    position = load_version("v3_alibi").Position
+    slopes = position.slopes(6)
+    for head, slope in enumerate(slopes):
+        assert scores[head, 7, 2].item() == pytest.approx(1 - 5 * slope, abs=1e-5)
+    for name in ("v2_bpe_rope", "v4_modern"):
+        scores = report.attention_scores(name, 8)
+        angles = [5 * 10_000 ** (-i / 64) for i in range(0, 64, 2)]
+        expected = sum(map(math.cos, angles)) / 32
+        assert scores[0, 7, 2].item() == pytest.approx(expected, abs=1e-5)
+        assert scores[0, 2, 7].isnan()
+    assert report.attention_scores("v0_bigram", 8) is None
+    assert report.attention_scores("v1_char_transformer", 8) is None
+
+
+def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    write_json(tmp_path / "toy" / "results.json", toy.results())
+    write_json(tmp_path / "toy-sweep" / "results.json", toy.sweep())
+    out = tmp_path / "page.html"
+    report.main(f"--results toy --sweep toy-sweep --out {out}".split())
+    html = out.read_text(encoding="utf-8")
+    assert "<b>3.000</b> ± 2.646" in html and "-25.0%" in html
+    assert "A &lt;b&gt; dog &amp; $1" in html  # text is shown, not obeyed
+    assert "0.1 diverges" in html and "only 64 positions were learned" in html
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)|@import|url\((?!#|['"]?data:)""", html)
+    assert html.count("<svg") == 6  # curves, rates, beyond, v2's positions, map, sweep

@@ -1,0 +1,82 @@
+"""A results file with numbers that a hand can check, as compare.py would write it."""
+
+
+def run(version: str, seed: int, bits: float, **values) -> dict:
+    """A run whose 1,000 bytes of validation text are 500 tokens and 50 words."""
+    length = 64
+    return {
+        "version": version,
+        "seed": seed,
+        "corpus": {"name": "toy", "sha256": "ab" * 32, "train_bytes": 9000, "val_bytes": 1000},
+        "parameters": 1234,
+        "vocab_size": 300,
+        "context_length": length,
+        "steps": 40,
+        "seconds": 2.0 + seed,
+        "train_bytes": 6000,
+        "val_loss": bits * 2 * 0.6931471805599453,  # two bytes a token
+        "perplexity": 4.0**bits,
+        "bits_per_byte": bits,
+        "scored_bytes": 1000,
+        "torch": "2.13.0",
+        "python": "3.11.7",
+        "threads": 2,
+        "commit": "0123456789abcdef",
+        "curve": [
+            {"seconds": s, "bytes": 3000 * s, "bits_per_byte": bits + 2 - s} for s in (0.0, 1.0)
+        ],
+        "rates": [{"step": step, "learning_rate": 0.1 / step} for step in (10, 20, 40)],
+        "beyond": {
+            "reads": length,
+            "lengths": [
+                {"times": t, "length": t * length, "bits_per_byte": bits * t, "bytes": 1000}
+                for t in (1, 2, 4, 8)
+            ],
+            "why": "",
+        },
+    } | values
+
+
+def results() -> dict:
+    """v1 with 3 and 5 bits per byte, which does not read further, and v2 with 1, 2 and 6."""
+    stays = {"reads": 64, "lengths": [], "why": "only 64 positions were learned"}
+    return {
+        "seconds": 2.0,
+        "bytes": 0,
+        "validation_words": 50,
+        "runs": [
+            *(run("v1_char_transformer", i, b, beyond=stays) for i, b in enumerate((3.0, 5.0))),
+            *(run("v2_bpe_rope", i, b) for i, b in enumerate((1.0, 2.0, 6.0))),
+        ],
+        "exhibits": {
+            "v1_char_transformer": {"samples": {"A <b>": "A <b> cat"}, "tokens": list("A cat\n")},
+            "v2_bpe_rope": {
+                "samples": {"A <b>": "A <b> dog & $1"},
+                "tokens": ["A", " cat", "\n"],
+                "map": [
+                    {"token": token, "x": float(i % 3), "y": float(i * i)}
+                    for i, token in enumerate([" the", "ing", "(", "$", "$$", "\n", "<", "é"])
+                ],
+            },
+        },
+    }
+
+
+def sweep() -> dict:
+    """A learning rate that wins, one that is 50% worse, and one at which both runs diverged: one
+    ended above the 8 bits that it began with, the other at no number."""
+    points = []
+    for factor, bits in ((0.1, (3.0, 3.0)), (1, (1.5, 2.5)), (10, (9.0, None))):
+        start = [{"seconds": 0.0, "bytes": 0, "bits_per_byte": 8.0}]
+        runs = [run("v2_bpe_rope", i, b, curve=start) for i, b in enumerate(bits) if b]
+        runs += [{"diverged": "error: the loss is nan at step 3"}] * bits.count(None)
+        points.append(
+            {
+                "what": "learning_rate",
+                "value": 0.01 * factor,
+                "factor": factor,
+                "options": {"data": "toy", "steps": 40},
+                "runs": runs,
+            }
+        )
+    return {"version": "v2_bpe_rope", "bytes": 6000, "seconds": 0, "points": points}
