@@ -9,6 +9,7 @@ results.json, the README's too.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -73,7 +74,7 @@ class Options:
         for what in self.what:
             if what not in FACTORS:
                 raise UserError(f"--what {what}: there are {', '.join(FACTORS)}")
-        if self.bytes <= 0 or min(self.seeds, self.jobs, self.threads) < 1:
+        if not 0 < self.bytes < math.inf or min(self.seeds, self.jobs, self.threads) < 1:
             raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
         self.name = self.name or f"sweep-{self.version.split('_')[0]}"
 
