@@ -57,7 +57,8 @@ def draw_bits(results: dict) -> Figure:
         axes.set_xscale("log")
     both[0].set(xlabel="seconds of training", ylabel="bits per byte of validation text")
     both[1].set(xlabel="bytes of training text seen")
-    both[1].legend(loc="center right")
+    lines, labels = both[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(VERSIONS), fontsize=9)
     return figure
 
 
