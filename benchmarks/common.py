@@ -114,13 +114,17 @@ def record(folder: Path) -> dict:
     """A finished run: its summary, and how its scores and its learning rate went.
 
     `curve`: what was scored during training, the same first bytes of the validation text each
-    time; `rates`: the learning rate at some hundred steps.
+    time; `rates`: the learning rate at some hundred steps; `first_loss` and `last_loss`: nats a
+    token before training and in the last steps of training.
     """
     summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
     step_bytes = summary["train_bytes"] / summary["steps"]
     scored = [row for row in rows if "bits_per_byte" in row]
     rates = [row for row in rows if "learning_rate" in row]
+    losses = [row["train_loss"] for row in rows if "train_loss" in row] or [summary["val_loss"]]
     return summary | {
+        "first_loss": scored[0]["val_loss"],
+        "last_loss": losses[-1],
         "curve": [
             {
                 "seconds": row["seconds"],

@@ -160,8 +160,9 @@ def run_one(version: str, folder: Path, settings: dict[str, object], threads: in
 
 
 def has_diverged(run: dict) -> bool:
-    """Whether a run's loss became no number, or ended above where it began."""
-    return "diverged" in run or run["bits_per_byte"] > run["curve"][0]["bits_per_byte"]
+    """Whether a run's loss became no number, or in its last steps was above where it began: a model
+    that knows nothing would have done better."""
+    return "diverged" in run or run["last_loss"] > run["first_loss"]
 
 
 def summarize(points: list[dict]) -> list[dict]:
@@ -236,7 +237,9 @@ def report(results: dict) -> str:
     findings = "\n".join(f"- {finding(what, of[what])}" for what in whats)
     tables = "\n\n".join(table(what, of[what]) for what in whats)
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
-    return "\n\n".join([findings, what_it_depends_on(results, runs), fold("The tables", tables)])
+    says = "Diverged: a loss that is no number, or is above an untrained model's in the last steps."
+    depends = f"{what_it_depends_on(results, runs)} {says}"
+    return "\n\n".join([findings, depends, fold("The tables", tables)])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,8 @@ def run(version: str, seed: int, bits: float, **values) -> dict:
         "python": "3.11.7",
         "threads": 2,
         "commit": "0123456789abcdef",
+        "first_loss": 8.0,
+        "last_loss": bits,
         "curve": [
             {"seconds": s, "bytes": 3000 * s, "bits_per_byte": bits + 2 - s} for s in (0.0, 1.0)
         ],
@@ -64,11 +66,10 @@ def results() -> dict:
 
 def sweep() -> dict:
     """A learning rate that wins, one that is 50% worse, and one at which both runs diverged: one
-    ended above the 8 bits that it began with, the other at no number."""
+    ended above the loss of 8 that it began with, the other at no number."""
     points = []
     for factor, bits in ((0.1, (3.0, 3.0)), (1, (1.5, 2.5)), (10, (9.0, None))):
-        start = [{"seconds": 0.0, "bytes": 0, "bits_per_byte": 8.0}]
-        runs = [run("v2_bpe_rope", i, b, curve=start) for i, b in enumerate(bits) if b]
+        runs = [run("v2_bpe_rope", i, b, last_loss=b) for i, b in enumerate(bits) if b]
         runs += [{"diverged": "error: the loss is nan at step 3"}] * bits.count(None)
         points.append(
             {
