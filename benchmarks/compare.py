@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +68,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.seconds and self.bytes:
             raise UserError("--seconds and --bytes are two budgets: choose one")
-        if min(self.seconds, self.bytes) < 0 or self.seeds < 1 or self.threads < 0:
-            raise UserError("--seconds, --bytes and --threads can't be negative, --seeds is 1 up")
+        if not (0 <= self.seconds < math.inf and 0 <= self.bytes < math.inf):
+            raise UserError("--seconds and --bytes are numbers of 0 or more")
+        if self.seeds < 1 or self.threads < 0:
+            raise UserError("--seeds must be 1 or more, --threads 0 or more")
         budget = f"seconds-{self.seconds:g}" if self.seconds else f"bytes-{self.bytes:.0f}"
         self.name = self.name or (budget if self.seconds or self.bytes else "as-shipped")
 
@@ -179,7 +181,7 @@ def read_beyond(version: str, folder: Path) -> dict:
     """
     module, run = open_run(version, folder)
     config, tokenizer = run.config, run.tokenizer
-    _, _, _, tokens = module.load_data(open_config(module, run))
+    _, _, _, tokens = module.load_data(replace(run.config, resume=True))  # its own tokenizer
     window = torch.from_numpy(tokens[: config.context_length].astype(np.int64))[None]
     with torch.no_grad():
         run.model.eval()
@@ -201,11 +203,6 @@ def read_beyond(version: str, folder: Path) -> dict:
     return {"reads": config.context_length, "lengths": lengths, "why": why}
 
 
-def open_config(module: object, run: object) -> object:
-    """The config under which `load_data` gives the run's own tokenizer and tokens."""
-    return type(run.config)(**{**asdict(run.config), "resume": True})
-
-
 def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragraph: str) -> dict:
     """What the page shows of a run: what it writes, and how it cuts a paragraph into tokens."""
     samples = {}
@@ -222,7 +219,7 @@ def map_embeddings(version: str, folder: Path) -> list[dict]:
     module, run = open_run(version, folder)
     if not hasattr(run.model, "embedding"):
         return []
-    _, _, tokens, _ = module.load_data(open_config(module, run))
+    _, _, tokens, _ = module.load_data(replace(run.config, resume=True))  # its own tokenizer
     counts = np.bincount(tokens, minlength=run.tokenizer.vocab_size)
     special = set(run.tokenizer.special_tokens.values())
     ids = [int(i) for i in counts.argsort()[::-1] if i not in special][:MAP_TOKENS]

@@ -34,7 +34,7 @@ def axes_of(count: int, width: float = 5, height: float = 4) -> tuple[Figure, li
         1, count, figsize=(count * width, height), layout="constrained", squeeze=False
     )
     for each in axes[0]:
-        each.grid(alpha=0.3)
+        each.grid(alpha=0.15)
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
 
@@ -57,7 +57,8 @@ def draw_bits(results: dict) -> Figure:
         axes.set_xscale("log")
     both[0].set(xlabel="seconds of training", ylabel="bits per byte of validation text")
     both[1].set(xlabel="bytes of training text seen")
-    both[0].legend()
+    lines, labels = both[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(VERSIONS), fontsize=9)
     return figure
 
 
@@ -78,6 +79,8 @@ def draw_beyond(results: dict) -> Figure:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}×")
     axes.set(xlabel="window, in contexts of the training", ylabel="bits per byte, the same text")
+    if axes.lines:
+        axes.legend()
     if axes.lines:
         axes.legend()
     return figure

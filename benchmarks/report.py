@@ -113,7 +113,7 @@ def draw_scores(version: str, scores: torch.Tensor) -> Figure:
     for head in range(heads):
         name = f"head {head + 1}" if heads > 1 else None
         right.plot(scores[head, -1].flip(0), label=name, linewidth=1.2)
-    right.set(xlabel=f"distance in tokens, up to {T}", ylabel="added to or left of the score")
+    right.set(xlabel=f"distance in tokens, up to {T}", ylabel="score")
     if heads > 1:
         right.legend(fontsize=8)
     return figure
@@ -139,7 +139,7 @@ def draw_map(tokens: list[dict]) -> Figure:
             text, (token["x"], token["y"]), fontsize=7.5, ha="center", va="bottom", **paint
         )
     axes.set(xlabel="first axis", ylabel="second axis")
-    axes.legend(markerscale=5)
+    axes.legend(markerscale=5, loc="upper right")
     return figure
 
 
@@ -187,7 +187,7 @@ def step(before: str, after: str) -> dict:
     changed = []
     for name in new:
         if old[name] != new[name]:
-            rows = side_by_side(old[name], new[name])
+            rows = side_by_side(old[name].rstrip(), new[name].rstrip())
             flat = [row for row in rows if row["kind"] == "change"]
             changed.append(
                 {

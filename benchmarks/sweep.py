@@ -9,6 +9,7 @@ results.json, the README's too.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,7 +42,7 @@ from shared.command_line import clear_errors, parse_options, print_text
 from shared.files import ROOT, UserError, json_sha256, read_json, write_json, write_text
 
 FACTORS = {
-    "learning_rate": (0.1, 0.316, 1, 3.16, 10),  # all rates of the version together
+    "learning_rate": (0.2, 1, 5, 25, 125),  # all rates of the version together
     "batch_size": (0.25, 0.5, 1, 2, 4),
     "vocab_size": (0.25, 0.5, 1, 2, 4),
     "context_length": (0.25, 0.5, 1, 2, 4),  # with windows a step the other way: as many tokens
@@ -73,7 +74,7 @@ class Options:
         for what in self.what:
             if what not in FACTORS:
                 raise UserError(f"--what {what}: there are {', '.join(FACTORS)}")
-        if self.bytes <= 0 or min(self.seeds, self.jobs, self.threads) < 1:
+        if not 0 < self.bytes < math.inf or min(self.seeds, self.jobs, self.threads) < 1:
             raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
         self.name = self.name or f"sweep-{self.version.split('_')[0]}"
 

@@ -206,6 +206,8 @@ def test_a_sweep_runs_what_experiments_share_once(
     [
         (compare, "--seconds 1 --bytes 1", "two budgets"),
         (compare, "--versions v9", "v4_modern"),
+        (compare, "--seconds nan", "0 or more"),
+        (sweep, "--bytes inf", "more than 0"),
         (compare, "--seeds 0", "--seeds"),
         (compare, "--name nowhere --readme", "results.json"),
         (sweep, "--what colour", "batch_size"),

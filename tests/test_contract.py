@@ -229,6 +229,18 @@ def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_curves_of_all_versions_are_of_the_same_text(version, corpus_file, tmp_path, monkeypatch):
+    """During training the tokens of the first bytes are scored, at the end those of all."""
+    monkeypatch.setattr("shared.run.QUICK_BYTES", 500)
+    config = small_config(version, data=str(corpus_file), out=str(tmp_path), max_new_tokens=1)
+    summary = version.train(config)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = [row["scored_bytes"] for row in map(json.loads, lines) if "scored_bytes" in row]
+    longest = 12  # bytes of a token: " to" and "house" are among the longest
+    assert all(500 <= n_bytes < 500 + longest for n_bytes in scored[:-1]) and len(scored) == 3
+    assert scored[-1] == summary["corpus"]["val_bytes"]
+
+
 def test_the_seed_decides_everything(version, corpus_file, tmp_path):
     folders = [tmp_path / name for name in ("one", "same", "other")]
     for folder, seed in zip(folders, (3, 3, 4)):
