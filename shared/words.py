@@ -8,13 +8,13 @@ A text of millions of words has some ten thousand different ones, so what is to 
 is done once for its number: `numbers(text)` says which word stands where, `words` how each is
 spelled. The cut is the regular expression's, found from the kinds of neighbouring characters:
 
-    text      I t ' s     t w o ␣ ␣ 4 2      ␣ is a blank, too; the word it begins is " 42"
-    kind      L L O L _   L L L _ _ N N      letter, other, white, number
-    change    ^   ^ ^ ^   ^     ^   ^        1. a word begins where the kind changes,
-    blank     .   . . .   ^ .   . ^ .        2. and at the last blank before something visible,
-    joined    .   . . .     x   . . x        3. which, if it is a space, what follows joins;
-    's        .   . x .     .   .            4. an apostrophe keeps its s, t, m, d, ll, ve or re.
-    words     It  's     " two"  " "  " 42"
+    text      I t ' s ␣ t w o ␣ ␣ 4 2
+    kind      L L O L W L L L W W N N    letter, other, white, number
+    change    ^ . ^ ^ ^ ^ . . ^ . ^ .    1. a word begins where the kind changes,
+    blank     . . . . ^ . . . . ^ . .    2. and at the last blank before something visible,
+    joined    . . . . . x . . . . x .    3. which, if it is a space, what follows joins;
+    's        . . . x . . . . . . . .    4. an apostrophe keeps its s, t, m, d, ll, ve or re.
+    words     It  's  ␣two    ␣ ␣42
 
 Each line is an operation of numpy on the whole text. Numbers are then looked up in a table of
 machine words: a spelling of less than 16 bytes is two of them, and comparing those is comparing the
