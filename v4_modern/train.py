@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import chain
 from math import cos, pi, sqrt
+from operator import add
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -50,6 +51,7 @@ from shared.tokens import (
     windows_in_order,
     write_token_file,
 )
+from shared.words import WordIds, WordNumbers, join, safe_cut
 
 
 # ---- 1. Config ----
@@ -99,21 +101,20 @@ class Config:
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
-    Ids: the 256 bytes, then a token for each merge in the order learned, then the special tokens,
-    which stand for themselves in any text; where two overlap, the first counts, then the longest.
-    Merges stay within words, so a text is cut into words first, by GPT-2's pattern.
+    Ids: the 256 bytes, in the order of `first`, then a token for each merge in the order learned,
+    then the special tokens, which stand for themselves in any text; where two overlap, the first
+    counts, then the longest.
+    Merges stay within words, so a text is cut into words first, as GPT-2 does (shared/words.py).
     """
 
-    pattern = regex.compile(
-        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    )
-
     def __init__(
-        self, merges: list[tuple[int, int]], special_tokens: Iterable[str] = (END_OF_TEXT,)
+        self,
+        merges: list[tuple[int, int]],
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
+        first: bytes = bytes(range(256)),
     ) -> None:
-        self.merges = [(left, right) for left, right in merges]
-        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.vocab = [bytes([byte]) for byte in range(256)]
+        self.merges, self.first = [(left, right) for left, right in merges], bytes(first)
+        self.vocab = [bytes([byte]) for byte in self.first]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         self.special_tokens = {}
@@ -122,7 +123,10 @@ class Tokenizer:
             self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
         self.special_pattern = self.pattern_of(self.special_tokens)
-        self.cache: dict[str, list[int]] = {}  # word -> its ids
+        keys = np.array([left * self.vocab_size + right for left, right in merges], np.int64)
+        self.pair_ranks = np.append(keys.argsort(), len(merges))
+        self.pair_keys = np.append(np.sort(keys), np.iinfo(np.int64).max)  # never looked for
+        self.words = WordIds(self.merge_words)
 
     @staticmethod
     def pattern_of(special_tokens: Iterable[str]) -> regex.Pattern:
@@ -147,130 +151,138 @@ class Tokenizer:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words, counts = cls.count_words(texts, cls.pattern_of(special_tokens))
         pairs, where = Counter(), defaultdict(set)  # pair -> its count, the words that hold it
-        for i, ids in enumerate(words):
-            for pair in zip(ids, ids[1:]):
+        for i, word in enumerate(words):
+            for pair in map(add, word, word[1:]):
                 pairs[pair] += counts[i]
                 where[pair].add(i)
-        order = [cls.greatest_first(bytes([byte])) for byte in range(256)]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
-        heap = [(-count, order[a], order[b], (a, b)) for (a, b), count in pairs.items()]
+        ids = {cls.symbol(byte): byte for byte in range(256)}
+        order = {cls.symbol(byte): cls.greatest_first(vocab[byte]) for byte in range(256)}
+
+        def entry(pair: str) -> tuple[int, str, str, str]:
+            return -pairs[pair], order[pair[0]], order[pair[1]], pair
+
+        heap = list(map(entry, pairs))
         heapify(heap)
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
             while heap and len(merges) < n_merges:
                 count, _, _, best = heappop(heap)
                 if -count != pairs[best]:  # it has fallen since
                     if pairs[best]:
-                        heappush(heap, (-pairs[best], order[best[0]], order[best[1]], best))
+                        heappush(heap, entry(best))
                     continue
-                token, born = len(vocab), set()
+                left, right = best
+                token, born = cls.symbol(len(vocab)), set()
                 for i in where.pop(best):
-                    merged = cls.merge(words[i], best, token)
-                    for pair in zip(words[i], words[i][1:]):
-                        pairs[pair] -= counts[i]
-                    for pair in zip(merged, merged[1:]):
-                        pairs[pair] += counts[i]
-                        if token in pair:
-                            where[pair].add(i)
-                            born.add(pair)
-                    words[i] = merged
-                merges.append(best)
-                vocab.append(vocab[best[0]] + vocab[best[1]])
-                order.append(cls.greatest_first(vocab[-1]))
-                for a, b in born:
-                    heappush(heap, (-pairs[a, b], order[a], order[b], (a, b)))
+                    words[i] = words[i].replace(best, token)
+                    for x, y in zip(words[i], words[i][1:]):
+                        if x == token or y == token:
+                            before = (right if x == token else x) + (left if y == token else y)
+                            pairs[before] -= counts[i]
+                            pairs[x + y] += counts[i]
+                            where[x + y].add(i)
+                            born.add(x + y)
+                del pairs[best]
+                merges.append((ids[left], ids[right]))
+                vocab.append(vocab[ids[left]] + vocab[ids[right]])
+                ids[token], order[token] = len(vocab) - 1, cls.greatest_first(vocab[-1])
+                for pair in born:
+                    heappush(heap, entry(pair))
                 bar.update()
         return cls(merges, special_tokens)
 
     @classmethod
     def count_words(
         cls, texts: Iterable[str], special_pattern: regex.Pattern
-    ) -> tuple[list[list[int]], list[int]]:
-        """The different words of `texts` as bytes, and how often each occurs."""
-        counts = Counter()
-        for text in tqdm(texts, desc="counting words", unit="document", leave=False):
-            for part in special_pattern.split(well_formed(text))[::2]:  # between special tokens
-                counts.update(cls.pattern.findall(part))
-        return [list(word.encode("utf-8")) for word in counts], list(counts.values())
+    ) -> tuple[list[str], list[int]]:
+        """The different words of `texts`, a symbol for each byte, and how often each occurs."""
+        words, counts = WordNumbers(), np.zeros(0, np.int64)
+        texts = tqdm(texts, desc="counting words", unit="document", leave=False)
+        parts = chain.from_iterable(special_pattern.split(well_formed(text))[::2] for text in texts)
+        for text, separators in join(parts):  # what stands between special tokens
+            numbers = words.numbers(text, separators)
+            more = np.bincount(numbers[numbers >= 0], minlength=len(words.words))
+            more[: len(counts)] += counts
+            counts = more
+        return [word.decode("latin-1") for word in words.words], counts.tolist()
 
     @staticmethod
-    def greatest_first(token: bytes) -> tuple[int, ...]:
+    def symbol(token: int) -> str:
+        """A character for a token: a word of tokens is then a string, which Python splits and
+        joins fast. The surrogates are left out."""
+        return chr(token if token < 0xD800 else token + 0x800)
+
+    @staticmethod
+    def greatest_first(token: bytes) -> str:
         """A key by which the least comes last: heaps pop the least, ties go to the greatest."""
-        return (*(255 - byte for byte in token), 256)
+        return token.translate(bytes(range(255, -1, -1))).decode("latin-1") + "\u0100"
 
-    @staticmethod
-    def merge(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
-        """`ids` with each `pair`, from left to right, replaced by `token`."""
-        if pair[0] not in ids:
-            return ids
-        merged, i = [], 0
-        while i < len(ids):
-            if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
-                merged.append(token)
-                i += 2
-            else:
-                merged.append(ids[i])
-                i += 1
-        return merged
+    def merge_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all `words`, one word after the other, and how many each has, (words,).
 
-    def encode_word(self, word: str) -> list[int]:
-        """The ids of one word: its bytes, merged in the order in which the merges were learned."""
-        ids = list(word.encode("utf-8"))
-        while len(ids) > 1:
-            best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
-            if best not in self.ranks:
-                break
-            ids = self.merge(ids, best, 256 + self.ranks[best])
-        return ids
+        A word begins as its bytes. Merges apply in the order in which they were learned: each round
+        merges in every word its pair of the lowest rank, from left to right, until none is left.
+        """
+        ids = np.argsort(list(self.first))[np.frombuffer(b"".join(words), np.uint8)]
+        word = np.repeat(np.arange(len(words)), [len(word) for word in words])  # of each id
+        whole = []  # words that nothing merges in any more
+        while len(ids):
+            ranks = self.rank(ids[:-1], ids[1:])
+            ranks[word[1:] != word[:-1]] = len(self.merges)  # no pair goes across words
+            ranks = np.append(ranks, len(self.merges))  # (ids,), of each id with the next
+            first = np.flatnonzero(np.diff(word, prepend=-1))
+            lengths = np.diff(first, append=len(ids))
+            best = np.repeat(np.minimum.reduceat(ranks, first), lengths)
+            going_on = best < len(self.merges)
+            whole.append((ids[~going_on], word[~going_on]))
+            ids, word, ranks, best = (x[going_on] for x in (ids, word, ranks, best))
+            at = np.flatnonzero(ranks == best)
+            run = np.flatnonzero(np.diff(at, prepend=-2) > 1)  # of a a a, the first two merge
+            in_run = np.arange(len(at)) - np.repeat(run, np.diff(run, append=len(at)))
+            at = at[in_run % 2 == 0]
+            ids[at] = 256 + ranks[at]
+            ids, word = np.delete(ids, at + 1), np.delete(word, at + 1)
+        ids, word = map(np.concatenate, zip(*whole))
+        return ids[np.argsort(word, kind="stable")], np.bincount(word, minlength=len(words))
+
+    def rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The rank of each pair of ids, (N,); the number of merges for those that do not merge."""
+        keys = left * self.vocab_size + right
+        places = np.searchsorted(self.pair_keys, keys)
+        return np.where(self.pair_keys[places] == keys, self.pair_ranks[places], len(self.merges))
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text`, (N,); a lone surrogate counts as U+FFFD."""
+        text = well_formed(text)
+        found = list(self.special_pattern.finditer(text))
+        ids = [self.special_tokens[special.group()] for special in found]
+        return self.words.encode(text, [special.span() for special in found], ids)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; a lone surrogate counts as U+FFFD."""
-        ids, cache = [], self.cache
-        for i, part in enumerate(self.special_pattern.split(well_formed(text))):
-            if i % 2:
-                ids.append(self.special_tokens[part])
-                continue
-            for word in self.pattern.findall(part):
-                if word not in cache:
-                    if len(cache) == 1 << 20:  # rare words must not fill the memory
-                        cache.clear()
-                    cache[word] = self.encode_word(word)
-                ids += cache[word]
-        return ids
+        return self.encode_array(text).tolist()
 
-    def encode_pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of the `texts` joined, some at a time; the texts may be cut anywhere."""
-        rest = ""
+        rest, longest = "", max(map(len, self.special_tokens), default=1)
         for text in texts:
             rest += text
-            cut = self.safe_cut(rest)
-            yield self.encode(rest[:cut])
+            specials = [found.span() for found in self.special_pattern.finditer(rest)]
+            cut = safe_cut(rest, 0, len(rest) - longest, specials)  # one may yet be coming
+            yield self.encode_array(rest[:cut])
             rest = rest[cut:]
-        yield self.encode(rest)
-
-    def safe_cut(self, text: str) -> int:
-        """A place to cut `text` where its ids are cut, too, whatever may follow.
-
-        A word never goes on from a visible character to a blank, so the last such place serves,
-        unless a special token lies across it, or could if `text` went on.
-        """
-        longest = max(map(len, self.special_tokens), default=1)
-        found = regex.search(r"(?r)(?<=\S)\s", text, endpos=max(0, len(text) - longest))
-        cut = found.start() if found else 0
-        for special in self.special_pattern.finditer(text):
-            if special.start() < cut < special.end():
-                return special.start()
-        return cut
+        yield self.encode_array(rest)
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """The ids of the `texts` joined, one by one; held is only what has no blank in it yet."""
-        return chain.from_iterable(self.encode_pieces(texts))
+        return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts))
 
     def encode_file(self, source: str | Path, destination: str | Path) -> int:
         """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
 
         Both are streamed: a text with blanks in it needs no more memory the longer it is.
         """
-        start = [[self.special_tokens[END_OF_TEXT]]]
+        start = [np.array([self.special_tokens[END_OF_TEXT]])]
         pieces = tqdm(read_pieces(source), desc=f"encoding {Path(source).name}", leave=False)
         ids = chain(start, self.encode_pieces(pieces))
         return write_token_file(destination, ids, self.vocab_size, json_sha256(self.to_json()))
@@ -284,8 +296,8 @@ class Tokenizer:
         return self.vocab[token]
 
     def to_json(self) -> dict:
-        specials = list(self.special_tokens)
-        return {"kind": "delta-bpe", "merges": self.merges, "special_tokens": specials}
+        parts = {"merges": self.merges, "special_tokens": list(self.special_tokens)}
+        return {"kind": "delta-bpe", **parts, "first": list(self.first)}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -293,7 +305,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(path, "delta-bpe", lambda s: cls(s["merges"], s["special_tokens"]))
+
+        def build(saved: dict) -> "Tokenizer":
+            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
+
+        return read_tokenizer(path, "delta-bpe", build)
 
 
 # ---- 3. Data ----

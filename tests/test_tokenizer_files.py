@@ -1,0 +1,112 @@
+"""Tokenizers in other people's files: the same ids there and back."""
+
+import json
+
+import pytest
+import tiktoken
+import tokenizers
+from conftest import load_version, small_text
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shared import tokenizer_files as files
+from shared.corpora import END_OF_TEXT
+from shared.files import UserError
+
+Tokenizer = load_version("v4_modern").Tokenizer
+PROSE = small_text()
+TOKENIZER = Tokenizer.train([PROSE, "naïve 漢字漢字 aaaaaa \n\n 1234"], 420, [END_OF_TEXT, "<|a|>"])
+# GPT-2 numbers bytes in another order: those that are visible first.
+ORDER = bytes([*files.VISIBLE, *files.HIDDEN])
+GPT2S = Tokenizer(
+    [tuple(ORDER.index(i) if i < 256 else i for i in pair) for pair in TOKENIZER.merges],
+    TOKENIZER.special_tokens,
+    ORDER,
+)
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+ANY = st.text().map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+ANY |= st.text(st.sampled_from("the cat's 42 aa\n\t é漢<|a|>"), max_size=60)
+BOTH = pytest.mark.parametrize("tokenizer", [TOKENIZER, GPT2S], ids=["in order", "as GPT-2"])
+
+
+@given(ANY)
+@example("<|a|>the<|endoftext|> cat\x00\xff")
+def test_bytes_in_gpt2s_order_give_tiktokens_ids(text):
+    special = set(GPT2S.special_tokens.values())
+    ranks = {token: i for i, token in enumerate(GPT2S.vocab) if i not in special}
+    theirs = tiktoken.Encoding(
+        "gpt2s", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=GPT2S.special_tokens
+    )
+    ids = GPT2S.encode(text)
+    assert ids == theirs.encode(text, allowed_special="all")
+    assert GPT2S.decode(ids) == text
+
+
+@BOTH
+def test_gpt2_files_there_and_back(tokenizer, tmp_path):
+    files.save_gpt2(tokenizer, tmp_path)
+    again = files.load_gpt2(Tokenizer, tmp_path)
+    assert again.to_json() == tokenizer.to_json()
+    vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    assert vocab["Ġthe"] == tokenizer.encode(" the")[0] and vocab["<|a|>"] == len(vocab) - 1
+    theirs = tokenizers.models.BPE.from_file(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+    theirs = tokenizers.Tokenizer(theirs)
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    text = PROSE[:2000].replace(END_OF_TEXT, "")
+    assert theirs.encode(text).ids == tokenizer.encode(text)
+
+
+@BOTH
+def test_hugging_face_loads_what_we_write(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(tokenizer, path)
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+
+    @given(ANY)
+    @example("<|a|>the<|endoftext|> cat\x00\xff")
+    def same(text):
+        ids = tokenizer.encode(text)
+        assert theirs.encode(text).ids == ids
+        assert theirs.decode(ids, skip_special_tokens=False) == text
+
+    same()
+    assert files.load_hugging_face(Tokenizer, path).to_json() == tokenizer.to_json()
+
+
+def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=350, initial_alphabet=alphabet, show_progress=False
+    )
+    theirs.train_from_iterator([PROSE], trainer)
+    theirs.add_special_tokens([END_OF_TEXT])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = files.load_hugging_face(Tokenizer, tmp_path / "tokenizer.json")
+    text = PROSE[:3000] + "é漢 42"
+    assert ours.encode(text) == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda saved: saved.pop("model"), "no tokenizer.json"),
+        (lambda saved: saved["model"].update(type="Unigram"), "no byte-level BPE"),
+        (lambda saved: saved.update(pre_tokenizer=None), "no byte-level BPE"),
+        (lambda saved: saved["model"]["vocab"].pop("Ġthe"), "do not fit|ids are not"),
+        (lambda saved: saved["model"]["vocab"].update(a=7, b=7), "do not fit|ids are not"),
+        (lambda saved: saved["model"]["merges"].pop(0), "ids are not|do not fit"),
+        (lambda saved: saved["model"]["merges"].append(["漢", "a"]), "do not fit"),
+    ],
+)
+def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(TOKENIZER, path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    change(saved)
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        files.load_hugging_face(Tokenizer, path)
