@@ -117,16 +117,11 @@ def draw_sweep(rows: list[dict]) -> Figure:
             fmt="o-",
             capsize=3,
         )
-        for row in of:
-            if row["diverged"]:
-                axes.plot(row["value"], 0.95, "rX", transform=axes.get_xaxis_transform())
-                axes.annotate(
-                    "diverged",
-                    (row["value"], 0.9),
-                    ha="right",
-                    va="top",
-                    xycoords=axes.get_xaxis_transform(),
-                )
+        diverged = [row["value"] for row in of if row["diverged"]]
+        if diverged:
+            top = axes.get_xaxis_transform()  # at this height, whatever the scale
+            axes.plot(diverged, [0.97] * len(diverged), "rX", transform=top, label="diverged")
+            axes.legend(loc="lower right")
         axes.set_xscale("log", base=10 if what == "learning_rate" else 2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=what.replace("_", " "))

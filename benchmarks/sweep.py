@@ -57,7 +57,7 @@ class Options:
 
     version: str = VERSIONS[-1]  # which to sweep
     what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
-    bytes: float = 700_000  # of training text for each run
+    bytes: float = 400_000  # of training text for each run
     seeds: int = 3  # runs of each value
     data: str = "pydocs"  # the corpus, as for the versions
     jobs: int = os.cpu_count() or 1  # runs at a time
