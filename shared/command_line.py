@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 # Limits of the options; any other number must be more than 0.
 MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
-MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate"}
-AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31}
+MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate", "workers"}
+AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "workers": 1024}
 
 
 def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:

@@ -76,6 +76,7 @@ class Config:
     compile: bool = False  # fuse the model with torch.compile; pays after some thousand steps
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
+    workers: int = 0  # processes that turn text into tokens; 0: one a core
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
     resume: bool = False  # go on from the checkpoint in --out
@@ -296,9 +297,14 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, config.vocab_size),
-        lambda: Tokenizer.train(whole_words(read_pieces(corpus.train)), config.vocab_size),
+        lambda: Tokenizer.train(
+            whole_words(read_pieces(corpus.train)), config.vocab_size, workers=config.workers
+        ),
     )
-    splits = (cached_token_file(corpus, path, tokenizer) for path in (corpus.train, corpus.val))
+    splits = (
+        cached_token_file(corpus, path, tokenizer, config.workers)
+        for path in (corpus.train, corpus.val)
+    )
     return tokenizer, corpus, *splits
 
 
