@@ -199,8 +199,8 @@ def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Ite
     pattern = special_pattern(special_tokens)
     longest = max((len(token.encode("utf-8")) for token in special_tokens), default=1)
     rest, enough, done = bytearray(), PIECE, 0
-    for text in texts:
-        rest += text.encode("utf-8", "surrogatepass")
+    for part in (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE)):
+        rest += part.encode("utf-8", "surrogatepass")
         if len(rest) < enough:
             continue
         data = bytes(rest)
