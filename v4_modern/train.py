@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
-from shared.pairs import LinkedWords, PairRanks, every_other
+from shared.pairs import LinkedWords, PairRanks, every_other, no_garbage_collection
 from shared.run import Run
 from shared.tokens import (
     cached_token_file,
@@ -120,6 +120,7 @@ class Tokenizer:
         self.words = WordIds(self.merge_words, self.special_tokens)
 
     @classmethod
+    @no_garbage_collection()
     def train(
         cls,
         texts: Iterable[str],
