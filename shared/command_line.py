@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from shared.corpora import DOWNLOADS
-from shared.files import UserError, read_json
+from shared.files import UserError, need_package, read_json
 from shared.tokens import Tokenizer
 
 ConfigType = TypeVar("ConfigType")
@@ -37,6 +37,8 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = parse_options(config_class, arguments, load_config(config_class, config.out))
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         config = dataclasses.replace(config, data=str(Path(config.data).expanduser().resolve()))
+    if config.tensorboard and not config.sample:
+        need_package("tensorboard", "--tensorboard")
     if not config.sample:
         _check_folder(Path(config.out).resolve())
     return config
@@ -155,7 +157,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, end: str = "\n") -> None:
     """Print any text on any terminal: what its encoding lacks becomes a question mark."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
