@@ -40,6 +40,7 @@ Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a 
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "tensorboard", "print_model"),
+    "init_from",
 }
 
 

@@ -42,6 +42,7 @@ from shared.corpora import (
     well_formed,
 )
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
+from shared.model_files import load_weights
 from shared.model_table import print_model
 from shared.run import Run
 from shared.tokens import (
@@ -86,6 +87,7 @@ class Config:
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    init_from: str = ""  # a folder of export.py, whose model and tokenizer to begin with
     tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
     print_model: bool = False  # show what model and memory the options make, and end
     resume: bool = False  # go on from the checkpoint in --out
@@ -753,6 +755,8 @@ def train(config: Config) -> dict:
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)
+    elif config.init_from:
+        load_weights(model, config.init_from)
     if config.compile:
         model.compile()
     with run:
