@@ -118,5 +118,5 @@ def print_model(
         f"activations of {batch}": size.activations,
     }
     print_text(f"\n{'memory of a step, in float32':43}{'MB':>18}")
-    for name, n_bytes in (memory | {"all": sum(memory.values())}).items():
+    for name, n_bytes in (memory | {"in all": sum(memory.values())}).items():
         print_text(f"{name:43}{n_bytes / 1e6:18,.2f}")
