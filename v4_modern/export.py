@@ -48,8 +48,8 @@ A language model of {parameters:,} parameters in Qwen3's shape, trained on `{cor
 
     tokenizer = AutoTokenizer.from_pretrained("{name}")
     model = AutoModelForCausalLM.from_pretrained("{name}")
-    ids = tokenizer("Return the", return_tensors="pt")
-    print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))
+    inputs = tokenizer("Return the", return_tensors="pt")
+    print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 
 | | |
 |---|---|
