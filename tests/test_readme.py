@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, VERSIONS, load_version, small_arguments, small_text
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", README)
 # Lines of indented blocks (of four columns, seven in a list) that begin with `python`, and what
 # they go on with after a backslash.
 COMMANDS = re.findall(r"(?m)^(?: {4}| {7})(python (?:.*\\\n)*.*)$", README)
+COMMANDS = [command.replace("\\\n", "") for command in COMMANDS]
 # A command is long, and not run here, if a comment behind it says that it takes minutes or more.
 LONG = re.compile(r"#.*\b(minutes?|hours?|days?)\b")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
@@ -74,6 +76,19 @@ def test_a_quick_command_runs_as_printed(command, copy, capfd):
 def test_long_commands_say_how_long_they_take():
     """In minutes or more, which is all that keeps the test above from running them."""
     assert len(QUICK) >= 7 and len(COMMANDS) - len(QUICK) >= 8
+
+
+def test_sizes_are_as_the_table_says():
+    """Also the options of commands that are too long to run are the versions' own."""
+    v4 = load_version("v4_modern")
+    sizes = re.findall(r"(?m)^\| [^|]* \| ([\d,]{9,}) \| \d\.\de\d+ \|", README)
+    presets = ["python v4_modern/train.py", *(c for c in COMMANDS if "--feed-forward-size" in c)]
+    assert len(sizes) == len(presets) == 4
+    for command, size in zip(presets, sizes):
+        arguments = shlex.split(command, comments=True)[2:]
+        with torch.device("meta"):
+            model = v4.LanguageModel(v4.command_line.parse_options(v4.Config, arguments))
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == size, command
 
 
 @pytest.fixture(scope="module")
