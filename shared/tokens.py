@@ -12,6 +12,7 @@ A token file is a 64-byte header and then the ids, little-endian, nothing betwee
 The hash is there because ids mean nothing under another tokenizer, and nothing else would tell.
 """
 
+import codecs
 import inspect
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,17 @@ def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
             pieces.append(np.array([*tokenizer.encode(document), end], dtype))
         splits.append(np.concatenate(pieces))
     return splits[0], splits[1]
+
+
+def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of `ids`, as much of it at each id as is sure: a character comes with its last byte.
+
+    Joined, the pieces are what the tokenizer's `decode` makes of all the ids.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for i in ids:
+        yield decoder.decode(tokenizer.token_bytes(i))
+    yield decoder.decode(b"", final=True)
 
 
 def token_lengths(tokenizer: Tokenizer) -> Tensor:
