@@ -26,7 +26,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
-from shared.files import read_tokenizer, write_json
+from shared.files import UserError, read_tokenizer, write_json
 from shared.run import Run
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
 
@@ -140,6 +140,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        if config.vocab_size > 10_000:  # 400 MB, four times in training
+            raise UserError(f"too many characters, {config.vocab_size:,}, for a table: use v1")
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.zeros_(self.table.weight)  # at first, every token is as likely as any other
 
