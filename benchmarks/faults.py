@@ -92,6 +92,14 @@ class Options:
 # ---- runs of a version ----
 
 
+def some_text(folder: Path) -> Path:
+    """A file of 60 KB of `pydocs`."""
+    path = folder / "text.txt"
+    data = load_corpus("pydocs").train.read_bytes()[:60_000]
+    path.write_bytes(data.decode("utf-8", "ignore").encode("utf-8"))  # no half character
+    return path
+
+
 def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -549,10 +557,7 @@ def break_all(options: Options) -> dict:
     """Every fault of every version; what goes into results.json."""
     trials = []
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
-        text = Path(folder) / "text.txt"
-        text.write_bytes(
-            load_corpus("pydocs").train.read_bytes()[:60_000].decode("utf-8", "ignore").encode()
-        )
+        text = some_text(Path(folder))
         torch.set_num_threads(1)
         versions = pick_versions(options.versions)
         jobs = [(v, f) for v in versions for f in options.faults or FAULTS]
