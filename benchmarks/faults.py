@@ -16,7 +16,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -169,6 +168,8 @@ def start(
     environment["MPLCONFIGDIR"] = str(subject.folder / "matplotlib")
 
     def limit() -> None:
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     said, phases, begun, where = [], [], {}, "between"
@@ -418,7 +419,8 @@ def two(subject: Subject, chance: random.Random, options: Options) -> Trials:
 def files(subject: Subject, chance: random.Random, options: Options) -> Trials:
     """Bytes flipped, cut off, added or replaced in each file that is read."""
     run, cache = (subject.folder / "untouched" / name for name in ("run", "cache"))
-    assert subject.untouched.status == 0
+    if not run.exists():
+        start(subject, run.parent)
     cached = [path for path in cache.rglob("*") if path.is_file()]
     out = subject.folder / "out"
     write = ["--sample", "--out", str(run), "--device", "cpu", "--prompt", "", "--top-k", "0"]

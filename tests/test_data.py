@@ -209,7 +209,7 @@ def server(monkeypatch):
     Server.files["/v.txt.gz"] = gzip.compress(b"A dog. " * 9)
     Server.breaks_after, Server.behaviour, Server.ranges = None, "", []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/"
         downloads = {
             "plain": (url + "train.txt", url + "valid.txt"),
