@@ -64,6 +64,7 @@ SIZES = {  # of a run of seconds; a version takes those that it knows
     "device": "cpu",
 }
 PHASES = ("corpus", "tokenizer", "encoding", "step", "checkpoint", "evaluation", "end")
+KILL = getattr(signal, "SIGKILL", 9)  # Windows has none
 TIMES = {"seconds", "tokens_per_second"}  # no run gives the same twice
 RUN_FILES = ("config.json", "tokenizer.json", "checkpoint.pt")
 WRONG_VALUES = ("0", "-1", "-0.5", "nan", "inf", "1e400", "1e-320", str(10**30), "1.5", "many", "")
@@ -314,9 +315,9 @@ def kill(subject: Subject, chance: random.Random, options: Options) -> Trials:
     """SIGKILL at any moment, again and again in one run."""
     for n in range(options.rounds):
         out = subject.folder / f"killed{n}"
-        for fault in moments(subject, chance, signal.SIGKILL):
+        for fault in moments(subject, chance, KILL):
             outcome = start(subject, out, fault)
-            if outcome.status != -signal.SIGKILL:
+            if outcome.status != -KILL:
                 break  # it ended before that moment came
             yield f"kill in {outcome.ended_in}", "gone on", damaged_files(out)
         start(subject, out)
@@ -331,8 +332,8 @@ def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
         out = subject.folder / f"stopped{n}"
         for fault in moments(subject, chance, number):
             outcome = start(subject, out, fault)
-            if outcome.status == 0:
-                break
+            if outcome.status == 0 or (out / "run" / "summary.json").exists():
+                break  # it ended before that moment came
             lost = damaged_files(out) or ", ".join(path.name for path in out.rglob("*.tmp"))
             if outcome.status != 128 + number or "Traceback" in outcome.errors:
                 lost = f"status {outcome.status}: {outcome.errors[-200:]}"
@@ -556,13 +557,17 @@ FAULTS = {
 
 
 def break_all(options: Options) -> dict:
-    """Every fault of every version; what goes into results.json."""
-    trials = []
+    """The faults of the versions; what goes into results.json. Those that are not asked for stay
+    there as they were."""
+    versions = pick_versions(options.versions)
+    jobs = [(version, fault) for version in versions for fault in options.faults or FAULTS]
+    path = RESULTS / "faults" / "results.json"
+    before = read_json(path)["trials"] if path.exists() else []
+    trials = [trial for trial in before if (trial["version"], trial["fault"]) not in jobs]
+    commit = short_commit(machine_facts()["commit"])
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
-        versions = pick_versions(options.versions)
-        jobs = [(v, f) for v in versions for f in options.faults or FAULTS]
         bar = tqdm(jobs, unit="fault")
         for version, fault in bar:
             bar.set_description(f"{fault} {version}")
@@ -570,7 +575,7 @@ def break_all(options: Options) -> dict:
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")
             for where, ended, lost in FAULTS[fault](subject, chance, options):
-                trial = {"fault": fault, "version": version, "where": where}
+                trial = {"fault": fault, "version": version, "where": where, "commit": commit}
                 trials.append(trial | {"ended": ended, "lost": lost})
                 bar.set_postfix(tried=len(trials), lost=sum(bool(t["lost"]) for t in trials))
                 if lost:
@@ -591,10 +596,11 @@ def report(results: dict) -> str:
         lost = sum(bool(trial["lost"]) for trial in trials)
         rows.append([where, f"{len(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
     machine = results["machine"]
+    commits = sorted({trial["commit"] for trial in results["trials"]})
     versions = len({trial["version"] for trial in results["trials"]})
     depends = (
         f"{len(results['trials']):,} faults in {versions} versions, seed {results['seed']}; Python "
-        f"{machine['python']}, torch {machine['torch']}, commit {short_commit(machine['commit'])}."
+        f"{machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."
     )
     return f"{markdown(rows)}\n\n{depends}"
 

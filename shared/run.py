@@ -103,8 +103,9 @@ class Run:
         try:
             with atomic_write(self.checkpoint) as file:
                 torch.save({"run": self.identity, "progress": progress, "states": states}, file)
-        except (OSError, RuntimeError) as error:  # RuntimeError: what torch makes of a full disk
-            reason = getattr(error, "strerror", None) or "is the disk full?"
+        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+            system = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(system, "strerror", None) or "is the disk full?"
             raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
         if self.signal:
             self.bar.close()
