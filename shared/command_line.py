@@ -25,8 +25,8 @@ T = TypeVar("T")
 # Limits of the options; any other number must be more than 0. Far beyond what a machine can hold,
 # they turn a slip into a line instead of a model that is built for hours.
 MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
-MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate"}
-AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000}
+MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate", "workers"}
+AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "workers": 1024}
 AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)

@@ -7,6 +7,7 @@ instead, at the end of a line. A corpus that comes with a split of its own keeps
 """
 
 import ast
+import codecs
 import gzip
 import hashlib
 import http.client
@@ -18,14 +19,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from shared.files import ROOT, UserError, atomic_write, read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+SEPARATOR = END_OF_TEXT.encode("utf-8")
 PIECE_BYTES = 1 << 20  # how much of a file is held at a time
 VALIDATION_EVERY = 10  # one document in so many is for validation
 CHECKED_BYTES = 1 << 26  # a prepared corpus of up to this size is hashed again when it is opened
@@ -81,14 +84,14 @@ def load_corpus(data: str) -> Corpus:
     if data == "pydocs":
         folder = cache_folder() / f"pydocs-{sys.implementation.name}-{sys.version.split()[0]}"
         if not (folder / "corpus.json").exists():
-            _write_splits("pydocs", _pydocs_documents(), folder)
+            _write_splits("pydocs", ((text, True) for text in _pydocs_documents()), folder)
         return _open_corpus(folder)
     if data in DOWNLOADS:
         folder = cache_folder() / data
         if not (folder / "corpus.json").exists():
             files = [_download(url, folder) for url in DOWNLOADS[data]]
             if len(files) == 1:
-                _write_splits(data, read_documents(files[0]), folder)
+                _write_splits(data, read_document_pieces(files[0]), folder)
             else:
                 _keep_splits(data, *files, folder)
         return _open_corpus(folder)
@@ -101,44 +104,53 @@ def load_corpus(data: str) -> Corpus:
     key = hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     folder = cache_folder() / "files" / key
     if not (folder / "corpus.json").exists():
-        documents = chain.from_iterable(read_documents(file) for file in files)
-        _write_splits(path.name or str(path), documents, folder)
+        pieces = chain.from_iterable(read_document_pieces(file) for file in files)
+        _write_splits(path.name or str(path), pieces, folder)
     return _open_corpus(folder)
+
+
+def read_pieces(path: str | Path) -> Iterator[str]:
+    """The text of a UTF-8 file, in order and in pieces that may end anywhere.
+
+    UserError if it cannot be read or is not UTF-8; the error names the first byte that is not.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                undecoded = len(decoder.getstate()[0])
+                yield decoder.decode(piece)
+                offset += len(piece)
+            undecoded = len(decoder.getstate()[0])
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        place = offset - undecoded + error.start
+        raise UserError(f"{path} is not UTF-8 text (byte {place:,})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_document_pieces(path: str | Path) -> Iterator[tuple[str, bool]]:
+    """The documents of a UTF-8 file, in order and in pieces, and whether one ends with the piece:
+    a document may be larger than the memory."""
+    rest, held_back = "", len(END_OF_TEXT) - 1  # a separator may be cut in two
+    for piece in read_pieces(path):
+        *documents, rest = (rest + piece).split(END_OF_TEXT)
+        yield from ((document, True) for document in documents)
+        yield rest[:-held_back], False
+        rest = rest[-held_back:]
+    yield rest, True
 
 
 def read_documents(path: str | Path) -> Iterator[str]:
     """The documents of a UTF-8 file, in order, exactly as they stand there; empty ones left out."""
-    separator = END_OF_TEXT.encode("utf-8")
-    buffer, searched, offset = bytearray(), 0, 0
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                buffer += piece
-                while (end := buffer.find(separator, searched)) >= 0:
-                    if end:
-                        yield buffer[:end].decode("utf-8")
-                    del buffer[: end + len(separator)]
-                    offset += end + len(separator)
-                    searched = 0
-                searched = max(0, len(buffer) - len(separator))  # a separator may be cut in two
-        if buffer:
-            yield buffer.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start:,})") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def read_pieces(path: str | Path) -> Iterator[str]:
-    """The text of a UTF-8 file, in order and in pieces that may end anywhere."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:  # newline="": keep every \r
-            while piece := file.read(PIECE_BYTES):
-                yield piece
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason})") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    parts = []
+    for piece, ends in read_document_pieces(path):
+        parts.append(piece)
+        if ends:
+            if document := "".join(parts):
+                yield document
+            parts = []
 
 
 def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
@@ -210,30 +222,60 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _write_splits(name: str, documents: Iterable[str], folder: Path) -> None:
-    """Write train.txt, val.txt and, last of all, corpus.json, which says that they are whole."""
-    documents = (document for document in documents if not document.isspace())
-    first = list(islice(documents, VALIDATION_EVERY))
-    if not first:
-        raise UserError(f"{name} holds no text")
-    if len(first) < VALIDATION_EVERY:
-        text = END_OF_TEXT.join(first)
-        cut = len(text) * 9 // 10
-        cut = text.find("\n", cut, len(text) - 1) + 1 or cut
-        separator = text.find(END_OF_TEXT, max(0, cut - len(END_OF_TEXT)), cut + len(END_OF_TEXT))
-        cut = separator if 0 <= separator < cut else cut  # not through the middle of one
-        placed = iter([("train", text[:cut]), ("val", text[cut:])])
-    else:
-        placed = (
-            ("train" if (i + 1) % VALIDATION_EVERY else "val", document)
-            for i, document in enumerate(chain(first, documents))
-        )
+def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -> None:
+    """Write train.txt, val.txt and, last of all, corpus.json, which says that they are whole.
+
+    `pieces` are of documents, each with whether one ends there.
+    """
+    count = 0  # of documents
     train, val = folder / "train.txt", folder / "val.txt"
     with atomic_write(train) as train_file, atomic_write(val) as val_file:
-        files = {"train": train_file, "val": val_file}
-        for split, text in tqdm(placed, desc="splitting", unit="document", leave=False):
-            files[split].write((text + END_OF_TEXT).encode("utf-8"))
+        for piece, ends in tqdm(_visible(pieces), desc="splitting", unit="piece", leave=False):
+            file = train_file if (count + 1) % VALIDATION_EVERY else val_file
+            file.write(piece.encode("utf-8"))
+            if ends:
+                file.write(SEPARATOR)
+                count += 1
+        if not count:
+            raise UserError(f"{name} holds no text")
+        if count < VALIDATION_EVERY:
+            _cut_off_a_tenth(train_file, val_file)
     _keep_splits(name, train, val, folder)
+
+
+def _visible(pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """The pieces of documents that hold more than blanks."""
+    blank, visible = [], False
+    for piece, ends in pieces:
+        visible = visible or not (piece.isspace() or not piece)
+        if visible:
+            yield "".join([*blank, piece]), ends
+        blank = [] if visible or ends else [*blank, piece]
+        visible = visible and not ends
+
+
+def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
+    """Move the last tenth of a text from one file to the other, from the beginning of a line on."""
+    size = train.tell() - len(SEPARATOR)
+    cut = size * 9 // 10
+    train.seek(cut)
+    for line in iter(lambda: train.readline(PIECE_BYTES), b""):
+        if line.endswith(b"\n") and train.tell() < size:
+            cut = train.tell()
+            break
+    around = max(0, cut - len(SEPARATOR))
+    train.seek(around)
+    near = train.read(2 * len(SEPARATOR))
+    while cut - around < len(near) and near[cut - around] & 0xC0 == 0x80:  # within a character
+        cut -= 1
+    separator = around + near.find(SEPARATOR)
+    if around <= separator < cut:  # not through the middle of one
+        cut = separator
+    train.seek(cut)
+    shutil.copyfileobj(train, val, PIECE_BYTES)
+    train.seek(cut)
+    train.truncate()
+    train.write(SEPARATOR)
 
 
 def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
@@ -248,12 +290,17 @@ def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
     digest = hashlib.sha256()
     sizes = []
     for path in (train, val):
-        size = 0
-        bar = tqdm(read_documents(path), desc=f"hashing {path.name}", unit="document", leave=False)
-        for document in bar:
-            data = document.encode("utf-8")
-            size += len(data)
-            digest.update(data + END_OF_TEXT.encode("utf-8"))
+        size = of_document = 0
+        bar = tqdm(
+            read_document_pieces(path), desc=f"hashing {path.name}", unit="piece", leave=False
+        )
+        for piece, ends in bar:
+            data = piece.encode("utf-8")
+            digest.update(data)
+            size, of_document = size + len(data), of_document + len(data)
+            if ends and of_document:
+                digest.update(SEPARATOR)
+                of_document = 0
         digest.update(b"\xff")  # between the splits: no UTF-8 text holds this byte
         sizes.append(size)
     return digest.hexdigest(), train, val, sizes[0], sizes[1]

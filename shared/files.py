@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

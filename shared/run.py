@@ -44,7 +44,7 @@ LOG_EVERY = 10  # steps between rows of training loss
 # Options that may change when a run goes on or is sampled from; all others made it what it is.
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
-    *("top_p", "max_new_tokens", "checkpoint_every", "compile"),
+    *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers"),
 }
 
 

@@ -169,8 +169,11 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
     return np.memmap(path, dtype=DTYPES[itemsize], mode="r", offset=HEADER.size, shape=(count,))
 
 
-def cached_token_file(corpus: Corpus, split: Path, tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time."""
+def cached_token_file(
+    corpus: Corpus, split: Path, tokenizer: Tokenizer, workers: int = 0
+) -> np.ndarray:
+    """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time, by
+    `workers` processes (0: one a core)."""
     sha256 = json_sha256(tokenizer.to_json())
     path = (
         cache_folder()
@@ -178,7 +181,7 @@ def cached_token_file(corpus: Corpus, split: Path, tokenizer: Tokenizer) -> np.n
         / f"{split.stem}-{corpus.sha256[:16]}-{sha256[:16]}-v{VERSION}.bin"
     )
     if not path.exists():
-        tokenizer.encode_file(split, path)
+        tokenizer.encode_file(split, path, workers)
     return open_token_file(path, sha256)
 
 

@@ -5,257 +5,417 @@ GPT-2's pattern cuts a text into words, within which byte-pair encoding merges:
     's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
 
 A text of millions of words has some ten thousand different ones, so what is to be done for a word
-is done once for its number: `numbers(text)` says which word stands where, `words` how each is
+is done once for its number: `numbers(block)` says which word stands where, `words` how each is
 spelled. The cut is the regular expression's, found from the kinds of neighbouring characters:
 
     text      I t ' s ␣ t w o ␣ ␣ 4 2
-    kind      L L O L W L L L W W N N    letter, other, white, number
+    kind      L L O L S L L L S S N N    letter, number, space, white, other, or end of the text
     change    ^ . ^ ^ ^ ^ . . ^ . ^ .    1. a word begins where the kind changes,
     blank     . . . . ^ . . . . ^ . .    2. and at the last blank before something visible,
     joined    . . . . . x . . . . x .    3. which, if it is a space, what follows joins;
     's        . . . x . . . . . . . .    4. an apostrophe keeps its s, t, m, d, ll, ve or re.
     words     It  's  ␣two    ␣ ␣42
 
-Each line is an operation of numpy on the whole text. Numbers are then looked up in a table of
-machine words: a spelling of less than 16 bytes is two of them, and comparing those is comparing the
-spelling, so that a number is never wrong; what the table does not know (long words, new ones, two
-that want the same place) is looked up in a dictionary.
+Rules 1 to 3 ask for three kinds: of the character before, of itself, of the one after. There are
+6 * 6 * 6 = 216 such cases, so the case of every byte is a byte, and one `bytes.translate` says for
+all of a text where words begin.
+
+Numbers are looked up in tables of machine words: a spelling of up to 7 bytes and its length are one
+of them, of up to 15 two, and comparing those is comparing the spelling, so that a number is never
+wrong; what the tables do not know (long words, new ones, two that want the same place) is looked up
+in a dictionary.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from itertools import islice
 
 import numpy as np
 import regex
 
-OTHER, LETTER, NUMBER, WHITE, FIXED = range(5)  # kinds of characters; FIXED: of a fixed word
-SPACE, APOSTROPHE = ord(" "), ord("'")
-BLOCK = 1 << 18  # characters worked on at a time: what numpy makes of them stays in the cache
-SMALL_BLOCK = 1 << 13  # of the first ones: all their words are new, and then hardly any
-LONGEST = 15  # bytes of a word that fits into the table
-SLOTS = 1 << 17  # places of the table
-MOST_WORDS = 1 << 20  # whose ids are kept: rare words must not fill the memory
+from shared.corpora import well_formed
+from shared.files import UserError
+
+KINDS = OTHER, LETTER, NUMBER, WHITE, SPACE, END = range(6)  # WHITE: any blank but the space
+VISIBLE, BLANK = (OTHER, LETTER, NUMBER), (WHITE, SPACE)
+BLOCK = 1 << 17  # bytes worked on at a time: what numpy makes of them stays in the cache
+FIRST_BLOCK = 1 << 13  # of a text: all its words are new, and then hardly any
+SLOTS = 1 << 17  # places of a table
+MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
+MANY_WORDS = 1 << 15  # whose ids are laid at a time
+PLACE = (1 << 32) - 1  # where the id of a special token comes
+PIECE = 1 << 20  # bytes of a text that is worked on in pieces
+LONGEST_WORD = 1 << 20  # bytes; what goes on for longer is no text
+KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")  # the number of the group is the kind
+# Where a word ends whatever may stand before or after.
+SAFE = regex.compile(
+    r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})|(?<=[^\s\p{L}\p{N}])(?=[\s\p{N}])"
+)
 
 
-@cache
-def kinds_of_characters() -> np.ndarray:
-    """The kind of each code point, (0x110000,) uint8, as `regex` has it."""
-    kinds = np.zeros(0x110000, np.uint8)
-    characters = "".join(map(chr, [*range(0xD800), *[0xFFFD] * 0x800, *range(0xE000, 0x110000)]))
-    for kind, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (WHITE, r"\s+")):
-        for run in regex.finditer(pattern, characters):
-            kinds[run.start() : run.end()] = kind
-    return kinds
+def kind_of(character: str) -> int:
+    """The kind of a character, as `regex` has it."""
+    found = KIND.match(character)
+    return SPACE if character == " " else found.lastindex if found else OTHER
 
 
-def word_starts(
-    text: str, fixed: Sequence[tuple[int, int]] = ()
-) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """Where the words of `text` begin, as offsets into its UTF-8 bytes, (N,), which of them are
-    `fixed`, (N,) bool, and those bytes.
+def begins_word(before: int, kind: int, after: int) -> bool:
+    """Whether a word begins at a character, by its kind and its neighbours' (rules 1 to 3)."""
+    if kind == END or before == END:
+        return kind != END
+    if kind in BLANK:
+        return before not in BLANK or after in VISIBLE
+    return before != kind and before != SPACE
 
-    What stands at `fixed`, (start, end) in characters, is a word each, whatever is in it; the text
+
+KIND_OF_BYTE = bytes(kind_of(chr(byte)) for byte in range(128)) + bytes(128)
+CASES = bytes(begins_word(a, b, c) for a in KINDS for b in KINDS for c in KINDS).ljust(256, b"\0")
+NOTHING = np.zeros((0, 2), np.int64)
+UNKNOWN = 255
+kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so far
+
+
+def word_starts(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
+    """Where the words of UTF-8 `data` begin, (N,).
+
+    What stands at `fixed`, (M, 2) starts and ends, is a word each, whatever is in it; the text
     before it ends there.
     """
-    data = text.encode("utf-8")
-    if len(data) == len(text):
-        codes = np.frombuffer(data, np.uint8)
-    else:
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    kinds = kinds_of_characters()[codes]
-    for start, end in fixed:
-        kinds[start:end] = FIXED
-    begins = np.empty(len(codes), bool)
-    begins[:1] = True
-    np.not_equal(kinds[1:], kinds[:-1], out=begins[1:])
-    visible = kinds[1:] < WHITE
-    last_blank = visible & (kinds[:-1] == WHITE)
-    begins[:-1] |= last_blank
-    begins[1:] &= ~(last_blank & (codes[:-1] == SPACE))
-    for start, _ in fixed:
-        begins[start] = True
-    if APOSTROPHE in data:
-        keep_contractions(codes, kinds, begins)
-    starts = np.flatnonzero(begins)
-    is_fixed = kinds[starts] == FIXED
-    if len(data) != len(text):
-        sizes = 1 + (codes >= 0x80).astype(np.int8) + (codes >= 0x800) + (codes >= 0x10000)
-        starts = (np.cumsum(sizes) - sizes)[starts]
-    return starts, is_fixed, data
+    kinds = np.full(len(data) + 3, END, np.uint8)
+    of_data = kinds[1:-2]
+    of_data[:] = np.frombuffer(data.translate(KIND_OF_BYTE), np.uint8)
+    wide = () if data.isascii() else wide_characters(data, of_data)
+    starts, lengths = fixed[:, 0], fixed[:, 1] - fixed[:, 0]
+    before = np.cumsum(lengths) - lengths
+    of_data[np.repeat(starts - before, lengths) + np.arange(lengths.sum())] = END
+    cases = kinds[:-3] * np.uint8(36)
+    cases += of_data * np.uint8(6)
+    cases += kinds[2:-1]
+    begins = np.frombuffer(bytearray(cases.tobytes().translate(CASES)), bool)
+    if len(wide):  # of a blank of several bytes, the last one was found to be before visible text
+        first, last = wide
+        begins[first] |= begins[last]
+        begins[last] = False
+    begins[starts] = True
+    if b"'" in data:
+        keep_contractions(data, kinds[1:], begins)
+    return np.flatnonzero(begins)
 
 
-def keep_contractions(codes: np.ndarray, kinds: np.ndarray, begins: np.ndarray) -> None:
-    """Mend `begins` where a word begins with an apostrophe and one of s, t, m, d, ll, ve, re."""
-    at = np.flatnonzero((codes == APOSTROPHE) & (kinds == OTHER) & begins)
-    after = np.stack([codes.take(at + i, mode="clip") for i in (1, 2)])  # (2, N)
-    letters = np.stack([kinds.take(at + i, mode="clip") == LETTER for i in (1, 2)])
-    letters &= at + np.array([[1], [2]]) < len(codes)
-    one = letters[0] & np.isin(after[0], [ord(c) for c in "stmd"])
-    two = np.zeros(len(at), bool)
-    for first, second in ("ll", "ve", "re"):
-        two |= (after[0] == ord(first)) & (after[1] == ord(second))
-    two &= letters[0] & letters[1]
-    begins[at[one | two] + 1] = False
-    ends = np.concatenate((at[one] + 2, at[two] + 3))
-    begins[ends[ends < len(codes)]] = True
+def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give all bytes of each character of several bytes its kind; return the first and the last
+    byte of each that is blank."""
+    byte = np.frombuffer(data + bytes(3), np.uint8)
+    first = np.flatnonzero(byte >= 0xC0)
+    lead, *rest = (byte[first + i].astype(np.int32) for i in range(4))
+    size = 2 + (lead >= 0xE0).astype(np.int8) + (lead >= 0xF0)
+    a, b, c = (bits & 0x3F for bits in rest)
+    codes = np.choose(
+        size - 2,
+        (
+            (lead & 0x1F) << 6 | a,
+            (lead & 0x0F) << 12 | a << 6 | b,
+            (lead & 0x07) << 18 | a << 12 | b << 6 | c,
+        ),
+    )
+    of_code = kind_of_code[codes]
+    if (of_code == UNKNOWN).any():
+        for code in np.unique(codes[of_code == UNKNOWN]).tolist():
+            kind_of_code[code] = kind_of(chr(code))
+        of_code = kind_of_code[codes]
+    for i in range(4):
+        has = size > i
+        kinds[first[has] + i] = of_code[has]
+    blank = of_code == WHITE
+    return first[blank], (first + size - 1)[blank]
+
+
+def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> None:
+    """Mend `begins` where a word begins with an apostrophe and one of s, t, m, d, ll, ve, re.
+
+    `kinds` has two more at its end.
+    """
+    byte = np.frombuffer(data + bytes(2), np.uint8)
+    at = np.flatnonzero((byte[:-2] == ord("'")) & begins & (kinds[:-2] == OTHER))
+    at = at[kinds[at + 1] == LETTER]  # what is fixed is no letter
+    one, two = byte[at + 1], byte[at + 2]
+    short = at[(one == ord("s")) | (one == ord("t")) | (one == ord("m")) | (one == ord("d"))]
+    pairs = ((one == a) & (two == b) for a, b in (b"ll", b"ve", b"re"))
+    long = at[np.logical_or.reduce(list(pairs)) & (kinds[at + 2] == LETTER)]
+    begins[short + 1] = begins[long + 1] = False
+    ends = np.concatenate((short + 2, long + 3))
+    begins[ends[ends < len(data)]] = True
+
+
+def special_pattern(special_tokens: Iterable[str]) -> re.Pattern[bytes]:
+    """Finds any of `special_tokens` in UTF-8; of those that begin at one place, the longest."""
+    longest_first = sorted((token.encode("utf-8") for token in special_tokens), key=len)[::-1]
+    return re.compile(b"|".join(map(re.escape, longest_first)) or b"(?!)")
+
+
+def spans(found: Iterable[re.Match]) -> np.ndarray:
+    """Where matches start and end, (M, 2)."""
+    return np.array([match.span() for match in found], np.int64).reshape(-1, 2)
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 of `text`; a lone surrogate counts as U+FFFD."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return well_formed(text).encode("utf-8")
+
+
+def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> int:
+    """The last place in UTF-8 `data` after `start` and before `end` where a word ends whatever may
+    follow; `start` if there is none.
+
+    Such a place may lie within what is `fixed`, (M, 2); then that has to begin the next piece.
+    """
+    end, reach = character_start(data, end), 1 << 7
+    while end > start:
+        first = character_start(data, max(start, end - reach))
+        text = data[first:end].decode("utf-8", "surrogatepass")
+        if found := SAFE.search(text):
+            cut = first + len(text[: found.start()].encode("utf-8", "surrogatepass"))
+            i = int(fixed[:, 0].searchsorted(cut)) - 1  # the last one that begins before
+            return max(start, int(fixed[i, 0])) if i >= 0 and fixed[i, 1] > cut else cut
+        if first <= start:
+            break
+        reach *= 4
+    return start
+
+
+def character_start(data: bytes, at: int) -> int:
+    """Where the character begins that the byte `at` belongs to."""
+    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Iterator[str]:
+    """The `texts` joined and cut anew, into pieces of about PIECE bytes that end where words end,
+    and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
+    pattern = special_pattern(special_tokens)
+    longest = max((len(token.encode("utf-8")) for token in special_tokens), default=1)
+    rest, enough, done = bytearray(), PIECE, 0
+    for part in (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE)):
+        rest += part.encode("utf-8", "surrogatepass")
+        if len(rest) < enough:
+            continue
+        data = bytes(rest)
+        specials = spans(pattern.finditer(data))
+        cut = safe_cut(data, 0, len(data) - longest, specials)  # one may yet be coming
+        if not cut and len(data) > LONGEST_WORD + PIECE:
+            raise UserError(
+                f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: no text"
+            )
+        yield data[:cut].decode("utf-8", "surrogatepass")
+        del rest[:cut]
+        enough, done = len(rest) + PIECE, done + cut
+    yield rest.decode("utf-8", "surrogatepass")
 
 
 class WordNumbers:
-    """Numbers for words, 0, 1, 2, ... as they first occur; `words` spells them."""
+    """Numbers for words, 0, 1, 2, ... in the order in which they are met; `words` spells them."""
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
-        self.keys = np.zeros((2, SLOTS), np.uint64)  # of the word in each place; none is 0, 0
-        self.places = np.zeros(SLOTS, np.int32)  # its number
-        self.seen = 0  # characters
+        self.short, self.middle = Table(1), Table(2)  # words of up to 7 and of up to 15 bytes
+        self.block = FIRST_BLOCK
 
-    def numbers(self, text: str, fixed: Sequence[tuple[int, int]] = ()) -> np.ndarray:
-        """The number of each word of `text`, in order, (N,) int32.
+    def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
+        """The number of each word of UTF-8 `data`, in order, (N,) int32.
 
-        What stands at `fixed`, (start, end) in order, is a word of its own, of number -1.
+        What stands at `fixed`, (M, 2) starts and ends, is a word of its own, of number -1.
         """
-        parts, start, done = [], 0, 0
-        while start < len(text):
-            size = BLOCK if self.seen > BLOCK else SMALL_BLOCK
-            end = len(text)
-            while start + size < len(text):  # a word that is longer than a block is a block
-                end = safe_cut(text, start, start + size, fixed[done:])
-                if end > start:
-                    break
-                size, end = 2 * size, len(text)
-            inside = []
-            while done < len(fixed) and fixed[done][0] < end:
-                inside.append((fixed[done][0] - start, fixed[done][1] - start))
-                done += 1
-            parts.append(self.look_up(*word_starts(text[start:end], inside)))
-            self.seen += end - start
-            start = end
-        return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+        found, start = [np.zeros(0, np.int32)], 0
+        while start < len(data):
+            size, end = self.block, start
+            while end == start:  # a word that is longer than a block is a block
+                end = len(data)
+                if start + size < end:
+                    end = safe_cut(data, start, start + size, fixed)
+                size *= 2
+            first, last = fixed[:, 0].searchsorted((start, end))
+            found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
+            start, self.block = end, min(2 * self.block, BLOCK)
+        return np.concatenate(found)
 
-    def look_up(self, starts: np.ndarray, is_fixed: np.ndarray, data: bytes) -> np.ndarray:
-        """The numbers of the words of `data` that begin at `starts`; new words get new ones."""
-        lengths = np.diff(starts, append=len(data))
-        low, high = spellings(starts, lengths, data)
-        # Multiplied, every bit of a spelling moves the highest bits of the product.
-        mixed = (low ^ (high * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xD6E8FEB86659FD93)
-        places = (mixed >> np.uint64(64 - SLOTS.bit_length() + 1)).astype(np.int64)
-        numbers = self.places[places]
-        hit = (self.keys[0][places] == low) & (self.keys[1][places] == high) & (lengths <= LONGEST)
-        missed = np.flatnonzero(~(hit | is_fixed))
+    def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
+        """`numbers` of a short text."""
+        starts = word_starts(block, fixed)
+        lengths = np.diff(starts, append=len(block))
+        sizes = lengths.view(np.uint64)
+        padded = np.frombuffer(block + bytes(16), np.uint8)
+        eights = np.ndarray(len(block) + 9, "<u8", padded, strides=(1,))  # one from every byte on
+        first = eights.take(starts) << 64 - 8 * np.minimum(sizes, 8)
+        key = first | sizes  # of up to 7 bytes, the lowest is free for their number
+        numbers, hit = self.short.look_up(key)
+        hit &= lengths < 8
+        where = starts.searchsorted(fixed[:, 0])
+        hit[where], numbers[where] = True, -1
+        missed = np.flatnonzero(~hit)
         if len(missed):
-            begins, ends = starts[missed], (starts + lengths)[missed]
-            numbers[missed] = [
-                self.number(data[begin:end]) for begin, end in zip(begins.tolist(), ends.tolist())
-            ]
-            short = missed[lengths[missed] <= LONGEST]
-            self.keys[0][places[short]], self.keys[1][places[short]] = low[short], high[short]
-            self.places[places[short]] = numbers[short]
-        numbers[is_fixed] = -1
+            starts, lengths, sizes, first = (x[missed] for x in (starts, lengths, sizes, first))
+            second = eights.take(starts + 8, mode="clip") << 128 - 8 * np.clip(sizes, 8, 16)
+            second |= sizes
+            found, hit = self.middle.look_up(first, second)
+            new = np.flatnonzero(~hit | (lengths > 15))
+            found[new] = self.ask(block, starts[new], lengths[new], first[new], second[new])
+            self.short.put(found[lengths < 8], key[missed[lengths < 8]])
+            numbers[missed] = found
         return numbers
 
-    def number(self, word: bytes) -> int:
-        """The number of a `word`, a new one if it is new."""
-        number = self.known.setdefault(word, len(self.words))
-        if number == len(self.words):
-            self.words.append(word)
-        return number
+    def ask(
+        self,
+        block: bytes,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+    ) -> np.ndarray:
+        """The numbers of words that the tables do not know, (N,), from the dictionary."""
+        spokesman, short = np.arange(len(starts)), np.flatnonzero(lengths < 16)
+        self.middle.put(short, first[short], second[short])
+        asks_for, hit = self.middle.look_up(first[short], second[short])
+        spokesman[short] = np.where(hit, asks_for, short)  # one of equal words asks for all
+        asks = np.flatnonzero(spokesman == np.arange(len(starts)))
+        begins, ends = starts[asks].tolist(), (starts + lengths)[asks].tolist()
+        known, numbers = self.known, np.zeros(len(starts), np.int32)
+        numbers[asks] = [known.setdefault(block[i:j], len(known)) for i, j in zip(begins, ends)]
+        numbers = numbers[spokesman]
+        self.middle.put(numbers[short], first[short], second[short])
+        self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
+        return numbers
 
 
-def spellings(
-    starts: np.ndarray, lengths: np.ndarray, data: bytes
-) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of each word as two numbers, (N,) uint64 each, of words of up to LONGEST bytes.
+class Table:
+    """Numbers of keys, uint64 in one or two columns; of keys that want one place, one stays."""
 
-    The highest byte of the second is the length, so that "a" and "a\\0" are two words.
-    """
-    padded = np.frombuffer(data + bytes(16), np.uint8)
-    eights = np.ndarray(len(data) + 9, "<u8", padded, strides=(1,))  # one begins at every byte
-    masks = np.array([(1 << 8 * i) - 1 for i in range(9)], np.uint64)
-    short = np.minimum(lengths, LONGEST)
-    low = eights[starts] & masks[np.minimum(short, 8)]
-    high = eights[starts + 8] & masks[np.maximum(short, 8) - 8]
-    return low, high | (short.astype(np.uint64) << np.uint64(56))
+    def __init__(self, columns: int) -> None:
+        self.keys = np.zeros((columns, SLOTS), np.uint64)  # no word has key 0: its size is in it
+        self.numbers = np.zeros(SLOTS, np.int32)
+
+    def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
+        """Where keys are kept: the highest bits of a product, which every bit of a key moves."""
+        mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
+        mixed >>= 65 - SLOTS.bit_length()
+        return mixed.view(np.int64)
+
+    def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number at the place of each key, (N,), and whether it is this key's, (N,) bool."""
+        # mode="clip" only because it is fast: no place is outside.
+        places = self.places(keys)
+        hit = self.keys[0].take(places, mode="clip") == keys[0]
+        for column, key in zip(self.keys[1:], keys[1:]):
+            hit &= column.take(places, mode="clip") == key
+        return self.numbers.take(places, mode="clip"), hit
+
+    def put(self, numbers: np.ndarray, *keys: np.ndarray) -> None:
+        """Keep the `numbers` of keys, (N,)."""
+        places = self.places(keys)
+        for column, key in zip(self.keys, keys):
+            column[places] = key
+        self.numbers[places] = numbers
 
 
-class Rows:
-    """Rows of ids of different lengths, kept one after the other."""
+class WordCounts:
+    """How often each word occurs in texts; special tokens are no words."""
 
-    def __init__(self) -> None:
-        self.ids, self.starts, self.lengths = (np.zeros(0, np.int64) for _ in range(3))
+    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
+        self.special_pattern = special_pattern(special_tokens)
+        self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
 
-    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add rows of `lengths` (N,), whose ids (sum of lengths,) follow each other."""
-        starts = len(self.ids) + np.cumsum(lengths) - lengths
-        self.ids = np.concatenate((self.ids, ids))
-        self.starts = np.concatenate((self.starts, starts))
-        self.lengths = np.concatenate((self.lengths, lengths))
-
-    def lay(self, numbers: np.ndarray) -> np.ndarray:
-        """The ids of the rows of these `numbers`, one row after the other."""
-        lengths = self.lengths[numbers]
-        begins = np.cumsum(lengths) - lengths  # where each row begins in what is returned
-        return self.ids[
-            np.repeat(self.starts[numbers] - begins, lengths) + np.arange(lengths.sum())
-        ]
+    def add(self, texts: Iterable[str]) -> None:
+        """Count the words of `texts`, each for itself."""
+        parts = [part for text in texts for part in self.special_pattern.split(utf8(text)) if part]
+        ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
+        between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
+        numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)
+        counts = np.bincount(numbers[numbers >= 0], minlength=len(self.numbers.words))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
 
 
 class WordIds:
     """The ids of texts, word by word; `merge` is asked once for the ids of each different word.
 
     It gets a list of words and gives their ids, one word after the other, and how many each has.
+    Special tokens stand for themselves.
     """
 
-    def __init__(self, merge: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]]) -> None:
-        self.merge = merge
+    def __init__(
+        self,
+        merge: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]],
+        special_tokens: dict[str, int],
+    ) -> None:
+        self.merge, self.special_tokens = merge, special_tokens
+        self.special_pattern = special_pattern(special_tokens)
+        self.special_ids = {token.encode("utf-8"): i for token, i in special_tokens.items()}
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew. The first row stands for all that is fixed."""
+        """Begin anew. Row 0 keeps a place for a special token; word 0 is row 1, and so on."""
         self.numbers, self.rows = WordNumbers(), Rows()
-        self.rows.append(np.array([-1]), np.array([1]))
+        self.rows.append(np.array([PLACE]), np.array([1]))
 
-    def encode(
-        self, text: str, fixed: Sequence[tuple[int, int]], fixed_ids: Sequence[int]
-    ) -> np.ndarray:
-        """The ids of `text`, (N,) int64; what stands at `fixed` has the `fixed_ids`, one each."""
-        rows = self.numbers.numbers(text, fixed) + 1
-        new = self.numbers.words[len(self.rows.lengths) - 1 :]
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, (N,) uint32."""
+        data = utf8(text)
+        specials = list(self.special_pattern.finditer(data))
+        rows = self.numbers.numbers(data, spans(specials)) + 1
+        new = self.numbers.words[self.rows.count - 1 :]
         if new:
             self.rows.append(*self.merge(new))
-        ids = self.rows.lay(rows)
-        ids[ids < 0] = fixed_ids
+        laid = [np.zeros(0, np.uint32)]
+        for i in range(0, len(rows), MANY_WORDS):  # as much as fits into the cache
+            laid.append(self.rows.lay(rows[i : i + MANY_WORDS]))
+        ids = np.concatenate(laid)
+        ids[ids == PLACE] = [self.special_ids[special.group()] for special in specials]
         if len(self.numbers.words) > MOST_WORDS:
             self.forget()
         return ids
 
 
-def join(texts: Iterable[str]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """The `texts` joined to longer ones, and where the separators stand, (start, end): numpy does
-    as much for a long text as for a short one."""
-    parts, size = [], 0
-    for text in texts:
-        parts.append(text)
-        size += len(text) + 1
-        if size > BLOCK:
-            yield join_all(parts)
-            parts, size = [], 0
-    yield join_all(parts)
+class Rows:
+    """Rows of ids of different lengths, none empty, kept one after the other."""
+
+    def __init__(self) -> None:
+        self.count, self.used = 0, 0
+        self.ids = np.zeros(1, np.uint32)
+        self.starts, self.lengths = np.zeros((2, 1), np.int64)
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add rows of `lengths` (N,), whose ids (sum of lengths,) follow each other."""
+        starts = self.used + np.cumsum(lengths) - lengths
+        self.ids = extended(self.ids, self.used, ids)
+        self.starts = extended(self.starts, self.count, starts)
+        self.lengths = extended(self.lengths, self.count, lengths)
+        self.count, self.used = self.count + len(lengths), self.used + len(ids)
+
+    def lay(self, numbers: np.ndarray) -> np.ndarray:
+        """The ids of the rows of these `numbers` (N,), one row after the other. Most have one id,
+        so that is laid for all, and what follows for the others."""
+        lengths, sources = self.lengths.take(numbers), self.starts.take(numbers)
+        starts = np.cumsum(lengths)
+        ids = np.empty(starts[-1] if len(starts) else 0, np.uint32)
+        starts -= lengths
+        ids[starts] = self.ids.take(sources)
+        longer = np.flatnonzero(lengths > 1)
+        lengths = lengths[longer] - 1
+        begins = np.cumsum(lengths) - lengths
+        targets = np.repeat(starts[longer] + 1 - begins, lengths) + np.arange(lengths.sum())
+        ids[targets] = self.ids.take(targets + np.repeat((sources - starts)[longer], lengths))
+        return ids
 
 
-def join_all(texts: list[str]) -> tuple[str, list[tuple[int, int]]]:
-    """All `texts` in one, and where the separators stand."""
-    ends = np.cumsum([len(text) + 1 for text in texts])[:-1].tolist()
-    return "\0".join(texts), [(end - 1, end) for end in ends]
-
-
-def safe_cut(text: str, start: int, end: int, fixed: Sequence[tuple[int, int]] = ()) -> int:
-    """The last place in `text` after `start` and up to `end` where a word ends whatever may follow;
-    `start` if there is none.
-
-    No word goes on from something visible to a blank; but such a place may lie within what is
-    `fixed`, and then that has to begin the next piece.
-    """
-    found = regex.search(r"(?r)(?<=\S)\s", text, pos=start, endpos=max(start, end))
-    cut = found.start() if found else start
-    return max(start, next((first for first, last in fixed if first < cut < last), cut))
+def extended(array: np.ndarray, used: int, values: np.ndarray) -> np.ndarray:
+    """`array` with `values` after its first `used`; when it is full, one twice as long."""
+    end = used + len(values)
+    if end > len(array):
+        array = np.concatenate((array, np.zeros(end, array.dtype)))
+    array[used:end] = values
+    return array

@@ -213,19 +213,36 @@ def test_encode_file(tmp_path, monkeypatch):
 
 
 def test_streaming_does_not_hold_the_text():
-    """What waits to be encoded stays short, however much has gone by."""
-    waiting = []
+    """However long the text, what was read and is not yet encoded stays short."""
+    read, encoded, waiting = 0, 0, []
 
     def texts():
-        for _ in range(300):
-            waiting.append(consumed[0])
-            consumed[0] = 0
-            yield "the cat sees a tree " * 50
+        nonlocal read
+        for _ in range(100):
+            text = "the cat sees a tree " * 5000
+            read += len(text)
+            yield text
 
-    consumed = [0]
-    for ids in TOKENIZER.encode_pieces(texts()):
-        consumed[0] += len(ids)
-    assert max(waiting[2:]) < 2 * min(waiting[2:])
+    for ids in TOKENIZER.encode_pieces(texts(), workers=1):
+        encoded += len(TOKENIZER.decode(ids))
+        waiting.append(read - encoded)
+    assert encoded == read == 10_000_000
+    assert max(waiting) < 2_000_000
+
+
+def test_long_words_merge_like_short_ones():
+    """Words of more than 1,024 bytes are merged otherwise; the ids are those of a naive BPE."""
+    for word in ("a" * 2049, "abcab" * 300, "cats" * 999, "ab" * 1024 + "a"):
+        tokenizer = v4.Tokenizer.train([word, "cat cats aaaa abc abab"], 290)
+        ids = list(word.encode())
+        for rank, pair in enumerate(tokenizer.merges):
+            i, merged = 0, []
+            while i < len(ids):
+                both = tuple(ids[i : i + 2]) == pair
+                merged.append(256 + rank if both else ids[i])
+                i += 1 + both
+            ids = merged
+        assert tokenizer.encode(word) == ids
 
 
 # ---- v3: English words, no scaffolds ----

@@ -1,5 +1,7 @@
 """Words found by numpy are those of GPT-2's pattern, and their numbers never lie."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import regex
@@ -7,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared import words
-from shared.words import Rows, WordNumbers, join
+from shared.files import UserError
+from shared.words import Rows, WordCounts, WordNumbers, whole_words
 
 GPT2 = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 NASTY = "  \n\t'stmdlver aZ19.,<|>\x1c\x85\u00a0\u3000🙂é\u0301\0٣漢"
@@ -15,9 +18,9 @@ TEXTS = st.text() | st.text(st.sampled_from(NASTY), max_size=80)
 TEXTS = TEXTS.map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def split(text: str, fixed=()) -> list[str]:
+def split(text: str, fixed=words.NOTHING) -> list[str]:
     table = WordNumbers()
-    numbers = table.numbers(text, fixed)
+    numbers = table.numbers(text.encode("utf-8"), fixed)
     spelled = [word.decode("utf-8") for word in table.words]
     return [spelled[number] if number >= 0 else None for number in numbers]
 
@@ -34,25 +37,57 @@ def test_words_are_those_of_the_pattern(text):
 
 @given(st.lists(TEXTS, max_size=6), st.integers(1, 40))
 def test_blocks_do_not_show(texts, size):
-    """However small the blocks, the words and their numbers are the same."""
+    """However small the blocks, the words are the same."""
     text = " ".join(texts)
-    whole = WordNumbers()
-    numbers = whole.numbers(text).tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "BLOCK", size)
-        patch.setattr(words, "SMALL_BLOCK", size)
-        pieces = WordNumbers()
-        assert pieces.numbers(text).tolist() == numbers
-    assert pieces.words == whole.words
+        patch.setattr(words, "FIRST_BLOCK", size)
+        assert split(text) == GPT2.findall(text)
 
 
-@given(st.lists(TEXTS), st.integers(1, 40))
-def test_joined_texts_are_cut_as_each_alone(texts, size):
-    expected = [word for text in texts for word in GPT2.findall(text)]
+@given(st.lists(TEXTS), st.lists(st.sampled_from(["<|a|>", "<|a|>b", " c d", "é ", "'"])))
+def test_counts_are_those_of_the_pattern(texts, special_tokens):
+    """Text by text, and what is between special tokens for itself."""
+    expected = Counter()
+    longest_first = sorted(special_tokens, key=lambda token: len(token.encode("utf-8")))[::-1]
+    pattern = "|".join(map(regex.escape, longest_first)) or "(?!)"
+    for text in texts:
+        for part in regex.split(pattern, text):
+            expected.update(GPT2.findall(part))
+    counts = WordCounts(special_tokens)
+    for text in texts:
+        counts.add([text])
+    together = WordCounts(special_tokens)
+    together.add(texts)
+    for found in (counts, together):
+        spelled = [word.decode("utf-8") for word in found.numbers.words]
+        assert dict(zip(spelled, found.counts.tolist(), strict=True)) == expected
+
+
+@given(
+    st.lists(TEXTS),
+    st.lists(st.sampled_from(["<|a|>", "b b", "a", "aa", "é é"]), unique=True),
+    st.integers(1, 30),
+)
+def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, size):
+    special = "|".join(sorted(special_tokens, key=len)[::-1]) or "(?!)"
+
+    def cut(piece):
+        parts = regex.split(f"({special})", piece)
+        return [w for i, p in enumerate(parts) for w in ([p] if i % 2 else GPT2.findall(p))]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "BLOCK", size)
-        found = [word for text, fixed in join(texts) for word in split(text, fixed)]
-    assert [word for word in found if word is not None] == expected
+        patch.setattr(words, "PIECE", size)
+        pieces = list(whole_words(texts, special_tokens))
+    assert [word for piece in pieces for word in cut(piece)] == cut("".join(texts))
+
+
+def test_what_has_no_words_is_refused(monkeypatch):
+    monkeypatch.setattr(words, "PIECE", 100)
+    monkeypatch.setattr(words, "LONGEST_WORD", 1000)
+    with pytest.raises(UserError, match="from byte 3 on"):
+        list(whole_words(["abc ", *["\0" * 50] * 30]))
+    assert "".join(whole_words(["abc ", *["\0" * 50] * 15])) == "abc " + "\0" * 750
 
 
 @given(TEXTS, st.sampled_from(["<|end|>", "s", " ", "'", "é", "1"]), TEXTS, TEXTS)
@@ -60,9 +95,10 @@ def test_what_is_fixed_is_a_word_of_its_own(before, special, between, after):
     text, fixed, expected = "", [], []
     for part in (before, between):
         text, expected = text + part, [*expected, *GPT2.findall(part), None]
-        fixed.append((len(text), len(text) + len(special)))
+        start = len(text.encode("utf-8"))
+        fixed.append((start, start + len(special.encode("utf-8"))))
         text += special
-    assert split(text + after, fixed) == [*expected, *GPT2.findall(after)]
+    assert split(text + after, np.array(fixed)) == [*expected, *GPT2.findall(after)]
 
 
 @given(st.lists(st.lists(st.text(max_size=20), min_size=1), max_size=4))
@@ -73,27 +109,19 @@ def test_a_table_of_one_place_still_numbers_words(many):
         table = WordNumbers()
         for texts in many:
             text = " ".join(texts).encode("utf-8", "replace").decode("utf-8")
-            numbers = table.numbers(text)
+            numbers = table.numbers(text.encode("utf-8"))
             assert [table.words[n].decode("utf-8") for n in numbers] == GPT2.findall(text)
 
 
 def test_every_character_is_of_the_kind_that_the_pattern_says():
-    kinds = words.kinds_of_characters()
-    for code in [*range(0xD800), *range(0xE000, 0x110000, 7)]:
-        c = chr(code)
-        expected = (
-            words.LETTER
-            if regex.match(r"\p{L}", c)
-            else words.NUMBER
-            if regex.match(r"\p{N}", c)
-            else words.WHITE
-            if regex.match(r"\s", c)
-            else words.OTHER
-        )
-        assert kinds[code] == expected, hex(code)
+    """Asked where it matters: each between two letters, spaces, blanks and signs."""
+    codes = [*range(0xD800), *range(0xE000, 0x110000, 7)]
+    for frame in ("a{}a", " {} ", "1{}\n", "!{}!"):
+        text = "\n\n".join(frame.format(chr(code)) for code in codes)
+        assert split(text) == GPT2.findall(text)
 
 
-@given(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1), st.data())
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1), st.data())
 def test_rows(rows, data):
     cut = data.draw(st.integers(0, len(rows)))
     table = Rows()

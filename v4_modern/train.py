@@ -11,20 +11,18 @@ Expect about 1.74 bits per byte on `pydocs`, in two minutes on two CPU cores.
 """
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import chain
 from math import cos, pi, sqrt
-from operator import add
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
 import numpy as np
-import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,15 +31,9 @@ from tqdm import tqdm
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
-from shared.corpora import (
-    END_OF_TEXT,
-    Corpus,
-    load_corpus,
-    read_documents,
-    read_pieces,
-    well_formed,
-)
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
+from shared.pairs import LinkedWords, PairRanks, every_other
 from shared.run import Run
 from shared.tokens import (
     cached_token_file,
@@ -51,7 +43,8 @@ from shared.tokens import (
     windows_in_order,
     write_token_file,
 )
-from shared.words import WordIds, WordNumbers, join, safe_cut
+from shared.words import WordIds, whole_words
+from shared.workers import count_words, encode_texts
 
 
 # ---- 1. Config ----
@@ -83,6 +76,7 @@ class Config:
     compile: bool = False  # fuse the model with torch.compile; pays after some thousand steps
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
+    workers: int = 0  # processes that turn text into tokens; 0: one a core
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
     resume: bool = False  # go on from the checkpoint in --out
@@ -122,169 +116,149 @@ class Tokenizer:
             self.special_tokens[text] = len(self.vocab)
             self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
-        self.special_pattern = self.pattern_of(self.special_tokens)
-        keys = np.array([left * self.vocab_size + right for left, right in merges], np.int64)
-        self.pair_ranks = np.append(keys.argsort(), len(merges))
-        self.pair_keys = np.append(np.sort(keys), np.iinfo(np.int64).max)  # never looked for
-        self.words = WordIds(self.merge_words)
-
-    @staticmethod
-    def pattern_of(special_tokens: Iterable[str]) -> regex.Pattern:
-        """Finds any of `special_tokens`, the longest first."""
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+        self.ranks = PairRanks(self.merges)
+        self.words = WordIds(self.merge_words, self.special_tokens)
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str] = (END_OF_TEXT,)
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
+        workers: int = 0,
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
 
         The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
-        are counted once. A merge changes the counts only in the words that hold its pair (`where`
-        knows them), and the only new pairs are those of the new token. So the count of a pair in
-        the heap is right or too high; if it is too high when its turn comes, it is put back.
+        are counted once. A merge changes the counts of no other pairs than those beside it. So the
+        count of a pair in the heap is right or too high; if it is too high when its turn comes, it
+        is put back. Most pairs are rare and never have a turn: the heap is of those more frequent
+        than `least`, and when it is empty, of rarer ones.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        words, counts = cls.count_words(texts, cls.pattern_of(special_tokens))
-        pairs, where = Counter(), defaultdict(set)  # pair -> its count, the words that hold it
-        for i, word in enumerate(words):
-            for pair in map(add, word, word[1:]):
-                pairs[pair] += counts[i]
-                where[pair].add(i)
+        words = LinkedWords(*count_words(texts, special_tokens, workers))
+        counts = words.pairs()
         vocab, merges = [bytes([byte]) for byte in range(256)], []
-        ids = {cls.symbol(byte): byte for byte in range(256)}
-        order = {cls.symbol(byte): cls.greatest_first(vocab[byte]) for byte in range(256)}
+        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # the greatest comes first
 
-        def entry(pair: str) -> tuple[int, str, str, str]:
-            return -pairs[pair], order[pair[0]], order[pair[1]], pair
+        def entry(pair: tuple[int, int]) -> tuple:
+            return -counts[pair], order[pair[0]], order[pair[1]], pair
 
-        heap = list(map(entry, pairs))
-        heapify(heap)
+        heap, least = [], max(counts.values(), default=0)
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
-            while heap and len(merges) < n_merges:
+            while len(merges) < n_merges and (heap or least):
+                if not heap:
+                    least //= 4
+                    heap = [entry(pair) for pair, count in counts.items() if count > least]
+                    heapify(heap)
+                    continue
                 count, _, _, best = heappop(heap)
-                if -count != pairs[best]:  # it has fallen since
-                    if pairs[best]:
+                if -count != counts[best]:  # it has fallen since
+                    if counts[best] > least:
                         heappush(heap, entry(best))
                     continue
-                left, right = best
-                token, born = cls.symbol(len(vocab)), set()
-                for i in where.pop(best):
-                    words[i] = words[i].replace(best, token)
-                    for x, y in zip(words[i], words[i][1:]):
-                        if x == token or y == token:
-                            before = (right if x == token else x) + (left if y == token else y)
-                            pairs[before] -= counts[i]
-                            pairs[x + y] += counts[i]
-                            where[x + y].add(i)
-                            born.add(x + y)
-                del pairs[best]
-                merges.append((ids[left], ids[right]))
-                vocab.append(vocab[ids[left]] + vocab[ids[right]])
-                ids[token], order[token] = len(vocab) - 1, cls.greatest_first(vocab[-1])
-                for pair in born:
-                    heappush(heap, entry(pair))
+                token = len(vocab)
+                merges.append(best)
+                vocab.append(vocab[best[0]] + vocab[best[1]])
+                order.append(order[best[0]][:-1] + order[best[1]])
+                for was, now, times in words.merge(*best, token):
+                    counts[was] -= times
+                    counts[now] = times
+                    if times > least:
+                        heappush(heap, entry(now))
+                del counts[best]
                 bar.update()
         return cls(merges, special_tokens)
-
-    @classmethod
-    def count_words(
-        cls, texts: Iterable[str], special_pattern: regex.Pattern
-    ) -> tuple[list[str], list[int]]:
-        """The different words of `texts`, a symbol for each byte, and how often each occurs."""
-        words, counts = WordNumbers(), np.zeros(0, np.int64)
-        texts = tqdm(texts, desc="counting words", unit="document", leave=False)
-        parts = chain.from_iterable(special_pattern.split(well_formed(text))[::2] for text in texts)
-        for text, separators in join(parts):  # what stands between special tokens
-            numbers = words.numbers(text, separators)
-            more = np.bincount(numbers[numbers >= 0], minlength=len(words.words))
-            more[: len(counts)] += counts
-            counts = more
-        return [word.decode("latin-1") for word in words.words], counts.tolist()
-
-    @staticmethod
-    def symbol(token: int) -> str:
-        """A character for a token: a word of tokens is then a string, which Python splits and
-        joins fast. The surrogates are left out."""
-        return chr(token if token < 0xD800 else token + 0x800)
-
-    @staticmethod
-    def greatest_first(token: bytes) -> str:
-        """A key by which the least comes last: heaps pop the least, ties go to the greatest."""
-        return token.translate(bytes(range(255, -1, -1))).decode("latin-1") + "\u0100"
 
     def merge_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, one word after the other, and how many each has, (words,).
 
-        A word begins as its bytes. Merges apply in the order in which they were learned: each round
-        merges in every word its pair of the lowest rank, from left to right, until none is left.
+        A word begins as its bytes. The pair in it that was learned first merges (of equal ones the
+        leftmost), again and again, until none is left that was learned. Words of alike lengths are
+        worked on together.
         """
+        lengths = np.fromiter(map(len, words), np.int32, len(words))
         ids = np.argsort(list(self.first))[np.frombuffer(b"".join(words), np.uint8)]
-        word = np.repeat(np.arange(len(words)), [len(word) for word in words])  # of each id
-        whole = []  # words that nothing merges in any more
-        while len(ids):
-            ranks = self.rank(ids[:-1], ids[1:])
-            ranks[word[1:] != word[:-1]] = len(self.merges)  # no pair goes across words
-            ranks = np.append(ranks, len(self.merges))  # (ids,), of each id with the next
-            first = np.flatnonzero(np.diff(word, prepend=-1))
-            lengths = np.diff(first, append=len(ids))
-            best = np.repeat(np.minimum.reduceat(ranks, first), lengths)
-            going_on = best < len(self.merges)
-            whole.append((ids[~going_on], word[~going_on]))
-            ids, word, ranks, best = (x[going_on] for x in (ids, word, ranks, best))
-            at = np.flatnonzero(ranks == best)
-            run = np.flatnonzero(np.diff(at, prepend=-2) > 1)  # of a a a, the first two merge
-            in_run = np.arange(len(at)) - np.repeat(run, np.diff(run, append=len(at)))
-            at = at[in_run % 2 == 0]
-            ids[at] = 256 + ranks[at]
-            ids, word = np.delete(ids, at + 1), np.delete(word, at + 1)
+        starts, whole, shorter = np.cumsum(lengths) - lengths, [], 0
+        for longest in (8, 16, 32, 64, 128, 256, 512, 1024):
+            word = np.flatnonzero((shorter < lengths) & (lengths <= longest))
+            place = np.arange(longest)[:, None]
+            columns = ids.take(starts[word] + place, mode="clip")
+            columns = np.where(place < lengths[word], columns, self.vocab_size)  # no id
+            whole += self.merge_columns(columns.astype(np.int32), word)
+            shorter = longest
+        for word in np.flatnonzero(lengths > longest):
+            merged = self.merge_long(ids[starts[word] :][: lengths[word]])
+            whole.append((merged, np.full(len(merged), word)))
         ids, word = map(np.concatenate, zip(*whole))
-        return ids[np.argsort(word, kind="stable")], np.bincount(word, minlength=len(words))
+        return ids[word.argsort(kind="stable")], np.bincount(word, minlength=len(words))
 
-    def rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The rank of each pair of ids, (N,); the number of merges for those that do not merge."""
-        keys = left * self.vocab_size + right
-        places = np.searchsorted(self.pair_keys, keys)
-        return np.where(self.pair_keys[places] == keys, self.pair_ranks[places], len(self.merges))
+    def merge_columns(
+        self, ids: np.ndarray, word: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Merge in words that are each a column of `ids` (L, words), filled up with `vocab_size`;
+        ids of words that are done, and for each id its word's number in `word` (words,)."""
+        none, bits = len(self.merges), len(ids).bit_length() - 1  # L is a power of two
+        place = np.arange(len(ids), dtype=np.int32)[:, None]
+        ids = np.append(ids, np.full_like(ids[:1], self.vocab_size), 0)
+        ranks = self.ranks.look_up(ids[:-1], ids[1:])  # of each id and the one below
+        while len(word):
+            best = (ranks << bits | place).min(0)  # the lowest rank, and the place of it
+            best, at = best >> bits, best & (len(place) - 1)
+            done = best == none
+            there = (ids[:, done] < self.vocab_size).T
+            yield ids[:, done].T[there], np.repeat(word[done], there.sum(1))
+            going_on = np.flatnonzero(~done)
+            word, best, at = word[going_on], best[going_on], at[going_on]
+            ids, ranks = ids.take(going_on, 1), ranks.take(going_on, 1)
+            column, token = np.arange(len(word)), 256 + best
+            ids[:-1] = np.where(place > at, ids[1:], ids[:-1])
+            ids[at, column] = token
+            ranks[:-1] = np.where(place[:-1] > at, ranks[1:], ranks[:-1])
+            ranks[at, column] = self.ranks.look_up(token, ids[at + 1, column])
+            column, above = column[at > 0], at[at > 0] - 1
+            ranks[above, column] = self.ranks.look_up(ids[above, column], token[column])
+
+    def merge_long(self, ids: np.ndarray) -> np.ndarray:
+        """Merge in one word (N,): all pairs of the lowest rank at a time, from left to right."""
+        while True:
+            ranks = self.ranks.look_up(ids[:-1], ids[1:])
+            if (best := ranks.min(initial=len(self.merges))) == len(self.merges):
+                return ids
+            at = np.flatnonzero(ranks == best)
+            at = at[every_other(np.diff(at) == 1)]  # of a a a, the first two merge
+            ids[at] = 256 + best
+            ids = np.delete(ids, at + 1)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text`, (N,); a lone surrogate counts as U+FFFD."""
-        text = well_formed(text)
-        found = list(self.special_pattern.finditer(text))
-        ids = [self.special_tokens[special.group()] for special in found]
-        return self.words.encode(text, [special.span() for special in found], ids)
+        """The ids of `text`, (N,) uint32; a lone surrogate counts as U+FFFD."""
+        return self.words.encode(text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; a lone surrogate counts as U+FFFD."""
         return self.encode_array(text).tolist()
 
-    def encode_pieces(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of the `texts` joined, some at a time; the texts may be cut anywhere."""
-        rest, longest = "", max(map(len, self.special_tokens), default=1)
-        for text in texts:
-            rest += text
-            specials = [found.span() for found in self.special_pattern.finditer(rest)]
-            cut = safe_cut(rest, 0, len(rest) - longest, specials)  # one may yet be coming
-            yield self.encode_array(rest[:cut])
-            rest = rest[cut:]
-        yield self.encode_array(rest)
+    def encode_pieces(self, texts: Iterable[str], workers: int = 0) -> Iterator[np.ndarray]:
+        """The ids of the `texts` joined, some at a time; the texts may be cut anywhere.
+
+        Long ones are encoded by as many processes as `workers` says; 0: one a core.
+        """
+        return encode_texts(whole_words(texts, self.special_tokens), self.words, workers)
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the `texts` joined, one by one; held is only what has no blank in it yet."""
-        return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts))
+        """The ids of the `texts` joined, one by one; about a megabyte of text is held."""
+        return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
 
-    def encode_file(self, source: str | Path, destination: str | Path) -> int:
+    def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
         """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
 
-        Both are streamed: a text with blanks in it needs no more memory the longer it is.
+        Both are streamed: a longer text needs no more memory.
         """
         start = [np.array([self.special_tokens[END_OF_TEXT]])]
-        pieces = tqdm(read_pieces(source), desc=f"encoding {Path(source).name}", leave=False)
-        ids = chain(start, self.encode_pieces(pieces))
+        ids = chain(start, self.encode_pieces(read_pieces(source), workers))
         return write_token_file(destination, ids, self.vocab_size, json_sha256(self.to_json()))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -323,9 +297,14 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, config.vocab_size),
-        lambda: Tokenizer.train(read_documents(corpus.train), config.vocab_size),
+        lambda: Tokenizer.train(
+            whole_words(read_pieces(corpus.train)), config.vocab_size, workers=config.workers
+        ),
     )
-    splits = (cached_token_file(corpus, path, tokenizer) for path in (corpus.train, corpus.val))
+    splits = (
+        cached_token_file(corpus, path, tokenizer, config.workers)
+        for path in (corpus.train, corpus.val)
+    )
     return tokenizer, corpus, *splits
 
 

@@ -1,0 +1,181 @@
+"""From 10 MB to 2 GB: time and memory of learning a tokenizer, of encoding, and of reading batches.
+
+    python benchmarks/scale.py
+
+makes its text itself, in a temporary folder that it removes: prose of the embedded corpus's words,
+as frequent as there, and one word in 500 that was never seen before. Each measurement is a process
+of its own with one worker, so that its time and its peak memory are its own.
+"""
+
+import json
+import random
+import resource
+import shutil
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.common import RESULTS, load_version, markdown, short_commit, write_readme
+from benchmarks.pictures import axes_of, save
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
+from shared.files import UserError, json_sha256, read_json, write_json, write_text
+from shared.run import machine_facts
+from shared.tokens import open_token_file
+from shared.words import whole_words
+
+TASKS = ("train", "encode", "batches")
+NEW_WORDS = 500  # one word in so many is new
+DOCUMENT = 1000  # words
+BATCHES = 1000
+
+
+@dataclass
+class Options:
+    """Measure how time and memory grow with the text."""
+
+    sizes: tuple[float, ...] = (10, 30, 100, 300, 1000, 2000)  # MB of text
+    vocab_size: int = 10_000  # tokens to learn
+    folder: str = tempfile.gettempdir()  # where the text is made
+    name: str = "scale"  # of the folder of results
+    readme: bool = False  # write the README's table from the results, measure nothing
+
+
+def make_text(path: Path, n_bytes: int) -> None:
+    """Write about `n_bytes` of prose, the same ones every time."""
+    counts = Counter(
+        w for text in read_documents(load_corpus("pydocs").train) for w in text.split()
+    )
+    words, weights = list(counts), np.cumsum(list(counts.values()))
+    draw, letters = np.random.default_rng(0), random.Random(0)
+    with open(path, "wb") as file, tqdm(total=n_bytes, desc="writing", unit="B") as bar:
+        while bar.n < n_bytes:
+            drawn = np.searchsorted(weights, draw.integers(weights[-1], size=DOCUMENT), "right")
+            document = [words[i] for i in drawn.tolist()]
+            for i in range(0, DOCUMENT, NEW_WORDS):
+                document[i] = "".join(letters.choices(string.ascii_lowercase, k=9))
+            bar.update(file.write(" ".join(document).encode("utf-8") + SEPARATOR))
+
+
+def measure(task: str, text: str, vocab_size: str) -> dict:
+    """One task, in this process: its seconds, and the most memory it needed, in all and more."""
+    module = load_version("v4_modern")
+    Tokenizer = module.Tokenizer
+    tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
+    before, started = peak(), time.perf_counter()
+    if task == "train":
+        texts = whole_words(read_pieces(text))
+        Tokenizer.train(texts, int(vocab_size), workers=1).save(tokenizer_file)
+    elif task == "encode":
+        Tokenizer.load(tokenizer_file).encode_file(text, token_file, workers=1)
+    else:
+        sha256 = json_sha256(Tokenizer.load(tokenizer_file).to_json())
+        tokens, config = open_token_file(token_file, sha256), module.Config()
+        for step in range(BATCHES):
+            module.get_batch(tokens, step, config)
+    seconds = time.perf_counter() - started
+    return {"task": task, "seconds": seconds, "peak": peak(), "more": peak() - before}
+
+
+def peak() -> int:
+    """Bytes that this process held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(options: Options) -> dict:
+    """All tasks at all sizes."""
+    needed = 2.2e6 * max(options.sizes)  # the text, and its tokens, of two or four bytes
+    free = shutil.disk_usage(options.folder).free
+    if free < needed:
+        raise UserError(
+            f"--folder {options.folder} has {free / 1e9:.1f} GB left, {needed / 1e9:.1f} GB are "
+            "needed: name another one, or smaller --sizes"
+        )
+    rows = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for size in options.sizes:
+            text = Path(folder) / "text.txt"
+            make_text(text, int(size * 1e6))
+            for task in TASKS:
+                command = [sys.executable, __file__, "--measure", task, str(text)]
+                command.append(str(options.vocab_size))
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise UserError(f"{task} of {size:g} MB ended with status {done.returncode}")
+                rows.append({"bytes": text.stat().st_size} | json.loads(done.stdout))
+                print_text(f"{size:g} MB: {rows[-1]}")
+    return {"options": asdict(options), "machine": machine_facts(), "rows": rows}
+
+
+def report(results: dict) -> str:
+    """A line for each size."""
+    table = [["text", "", "peak", "encode", "peak", "1,000 batches", "peak, more"]]
+    table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
+    rows = results["rows"]
+    for size in dict.fromkeys(row["bytes"] for row in rows):
+        train, encode, batches = (
+            next(row for row in rows if (row["bytes"], row["task"]) == (size, task))
+            for task in TASKS
+        )
+        line = [f"{size / 1e6:,.0f} MB"]
+        for row in (train, encode):
+            speed = size / 1e6 / row["seconds"]
+            line += [f"{row['seconds']:,.1f} s ({speed:.1f} MB/s)", f"{row['peak'] / 1e6:,.0f} MB"]
+        table.append([*line, f"{batches['seconds']:.2f} s", f"{batches['more'] / 1e6:,.0f} MB"])
+    machine = results["machine"]
+    return (
+        f"{markdown(table)}\n\nOne process with one worker each; Python {machine['python']}, "
+        f"commit {short_commit(machine['commit'])}. The peaks are of all the process holds, torch "
+        "and the rest of v4 included; of reading batches, what it adds."
+    )
+
+
+def draw(results: dict) -> Figure:
+    """Seconds and peak memory over the size of the text, with a line of what is proportional."""
+    figure, (time_axes, memory_axes) = axes_of(2)
+    for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"{BATCHES:,} batches")):
+        rows = [row for row in results["rows"] if row["task"] == task]
+        sizes = [row["bytes"] / 1e6 for row in rows]
+        time_axes.plot(sizes, [row["seconds"] for row in rows], "o-", label=label)
+        memory_axes.plot(sizes, [row["peak"] / 1e6 for row in rows], "o-", label=label)
+        if task == "train":
+            proportional = [rows[-1]["seconds"] * size / sizes[-1] for size in sizes]
+            time_axes.plot(sizes, proportional, ":", color="gray", label="proportional")
+    time_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="seconds")
+    memory_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="peak memory, MB")
+    time_axes.legend(fontsize="small")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--measure"]:
+        print(json.dumps(measure(*arguments[1:])))
+        return
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        folder = RESULTS / options.name
+        if not options.readme:
+            write_json(folder / "results.json", run(options))
+        results = read_json(folder / "results.json")
+        text = report(results)
+        if options.readme:
+            write_readme(options.name, text)
+        write_text(folder / "table.md", text + "\n")
+        save(draw(results), folder / "scale.png")
+        print_text(text)
+
+
+if __name__ == "__main__":
+    main()

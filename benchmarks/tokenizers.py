@@ -1,0 +1,414 @@
+"""Speed of tokenizers, side by side: ours and those that people pick instead.
+
+    python benchmarks/tokenizers.py --sizes 1 30 200
+
+Each measurement is a process of its own, on one core or on all; contestants take turns, and the
+median of `--repeats` turns counts, in CPU seconds on one core and in seconds on all. Encoders work
+with the vocabulary that v4 learned, and their ids are compared before a speed is printed.
+Peers that are not installed are left out: `pip install tiktoken tokenizers rustbpe bpeasy`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
+import numpy as np  # after this, for `tokenizers` is the name of a package, too
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.common import RESULTS, fold, load_version, markdown, short_commit, write_readme
+from benchmarks.pictures import axes_of, save
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.corpora import END_OF_TEXT, load_corpus, read_documents
+from shared.files import UserError, read_json, write_json, write_text
+from shared.run import machine_facts
+from shared.tokenizer_files import save_hugging_face
+
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# MB beyond which a contestant is left out: it would take hours.
+SLOW = {("train", "v2"): 0.1, ("encode", "v2"): 2}
+
+
+@dataclass
+class Options:
+    """Compare tokenizers in training and encoding."""
+
+    sizes: tuple[float, ...] = (1, 30, 200)  # MB of text
+    vocab_size: int = 10_000  # tokens to learn
+    repeats: int = 3  # turns of each contestant
+    all_cores: bool = False  # measure also with all cores
+    data: str = ""  # a text file to use in place of this machine's own
+    name: str = "tokenizers"  # of the folder of results
+    readme: bool = False  # write the README's table from the results, measure nothing
+
+
+# ---- the text ----
+
+
+def this_machines_text(n_bytes: int) -> str:
+    """Text that this machine has, of about `n_bytes`: the embedded corpus, Python's sources and
+    those of its packages, what lies under /usr/share; when that is used up, its lines again in
+    another order. The same machine gives the same text."""
+    texts, size = [], 0
+    for text in candidates():
+        texts.append(text)
+        size += len(text.encode("utf-8"))
+        if size > n_bytes:
+            break
+    chance, lines = random.Random(0), None
+    while size < n_bytes:
+        lines = lines or [line for text in texts for line in text.splitlines(keepends=True)]
+        text = "".join(chance.choices(lines, k=1000))
+        texts.append(text)
+        size += len(text.encode("utf-8"))
+    return END_OF_TEXT.join(texts).encode("utf-8")[:n_bytes].decode("utf-8", "ignore")
+
+
+def candidates() -> Iterator[str]:
+    """Texts in an order that mixes them: by the hash of their names."""
+    yield from read_documents(load_corpus("pydocs").train)
+    folders = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "/usr/share"]
+    kinds = {".py", ".txt", ".md", ".rst", ".html", ".po", ".xml"}
+    paths = {p for f in folders for p in Path(f).rglob("*") if p.suffix in kinds and p.is_file()}
+    for path in sorted(paths, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
+        try:
+            yield path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+
+
+# ---- the contestants ----
+
+
+def train_v2(texts: list[str], vocab_size: int, cores: int) -> object:
+    return load_version("v2_bpe_rope").Tokenizer.train(texts, vocab_size)
+
+
+def train_v4(texts: list[str], vocab_size: int, cores: int) -> object:
+    return load_version("v4_modern").Tokenizer.train(texts, vocab_size, workers=cores)
+
+
+def train_rustbpe(texts: list[str], vocab_size: int, cores: int) -> object:
+    import rustbpe
+
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(iter(texts), vocab_size - 1, pattern=GPT2)
+    return tokenizer
+
+
+def train_bpeasy(texts: list[str], vocab_size: int, cores: int) -> object:
+    import bpeasy
+
+    return bpeasy.train_bpe(iter(texts), GPT2, 128, vocab_size - 1)
+
+
+def train_hugging_face(texts: list[str], vocab_size: int, cores: int) -> object:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer)
+    return tokenizer
+
+
+Encode = Callable[[], Iterable[int]]
+
+
+def encode_v2(ours: object, text: str, cores: int) -> Encode:
+    tokenizer, texts = load_version("v2_bpe_rope").Tokenizer(ours.merges), text.split(END_OF_TEXT)
+    return lambda: in_one(map(tokenizer.encode, texts), ours)
+
+
+def encode_v4(ours: object, text: str, cores: int) -> Encode:
+    if cores == 1:
+        return lambda: ours.encode_array(text)
+    return lambda: np.concatenate(list(ours.encode_pieces([text], cores)))
+
+
+def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
+    import tiktoken
+
+    special = set(ours.special_tokens.values())
+    ranks = {token: i for i, token in enumerate(ours.vocab) if i not in special}
+    encoding = tiktoken.Encoding(
+        "ours", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=ours.special_tokens
+    )
+    if cores == 1:
+        return lambda: encoding.encode_to_numpy(text, allowed_special="all")
+    texts = text.split(END_OF_TEXT)
+    return lambda: in_one(encoding.encode_ordinary_batch(texts, num_threads=cores), ours)
+
+
+def encode_hugging_face(ours: object, text: str, cores: int) -> Encode:
+    import tokenizers
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_hugging_face(ours, Path(folder) / "tokenizer.json")
+        theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    texts = text.split(END_OF_TEXT)
+    if cores == 1:  # all at once would hold many times the text
+        return lambda: in_one((theirs.encode(document).ids for document in texts), ours)
+    return lambda: in_one((found.ids for found in theirs.encode_batch_fast(texts)), ours)
+
+
+def encode_rustbpe(ours: object, text: str, cores: int) -> Encode:
+    tokenizer = train_rustbpe(text.split(END_OF_TEXT), ours.vocab_size, 1)  # it loads no other's
+    texts = text.split(END_OF_TEXT)
+    if cores == 1:
+        return lambda: in_one(map(tokenizer.encode, texts), ours)
+    return lambda: in_one(tokenizer.batch_encode(texts), ours)
+
+
+def in_one(documents: Iterable[Iterable[int]], ours: object) -> list[int]:
+    """The ids of all documents, with `<|endoftext|>` between them."""
+    ids, end = [], ours.special_tokens[END_OF_TEXT]
+    for document in documents:
+        ids += document
+        ids.append(end)
+    return ids[:-1]
+
+
+TRAIN = {
+    "v2": train_v2,
+    "v4": train_v4,
+    "rustbpe": train_rustbpe,
+    "bpeasy": train_bpeasy,
+    "tokenizers": train_hugging_face,
+}
+ENCODE = {
+    "v2": encode_v2,
+    "v4": encode_v4,
+    "tiktoken": encode_tiktoken,
+    "rustbpe": encode_rustbpe,
+    "tokenizers": encode_hugging_face,
+}
+SAME_IDS = ("v2", "v4", "tiktoken", "tokenizers")  # all of one vocabulary
+
+
+# ---- measuring, in a process of its own ----
+
+
+def clocks() -> tuple[float, float]:
+    """CPU seconds of this process, all its threads and children included, and seconds."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime, time.perf_counter()
+
+
+def timed(work: Callable[[], object]) -> tuple[object, dict[str, float]]:
+    """What `work` returns, and the CPU seconds and seconds it took."""
+    before = clocks()
+    result = work()
+    cpu, seconds = (after - start for after, start in zip(clocks(), before))
+    return result, {"cpu": cpu, "seconds": seconds}
+
+
+def measure(task: str, who: str, text_file: str, vocab_size: str, ours_file: str) -> dict:
+    """One turn of a contestant."""
+    text, cores = Path(text_file).read_bytes().decode("utf-8"), int(os.environ["RAYON_NUM_THREADS"])
+    if task == "train":
+        texts = text.split(END_OF_TEXT)
+        _, taken = timed(lambda: TRAIN[who](texts, int(vocab_size), cores))
+        return {"train": taken, "peak": peak()}
+    encode = ENCODE[who](load_version("v4_modern").Tokenizer.load(ours_file), text, cores)
+    ids, cold = timed(encode)
+    _, warm = timed(encode)
+    sha256 = hashlib.sha256(np.asarray(ids, np.uint32).tobytes()).hexdigest()
+    return {"cold": cold, "warm": warm, "peak": peak(), "sha256": sha256}
+
+
+def peak() -> int:
+    """Bytes that this process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
+def turn(arguments: list[str], cores: int) -> dict:
+    """`measure` in a new process that has so many `cores`."""
+    environment = dict(os.environ, RAYON_NUM_THREADS=str(cores), OMP_NUM_THREADS=str(cores))
+    environment["TOKENIZERS_PARALLELISM"] = "true" if cores > 1 else "false"
+    command = [sys.executable, __file__, "--measure", *arguments]
+    if cores == 1 and hasattr(os, "sched_setaffinity"):
+        command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"{arguments[1]} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(options: Options) -> dict:
+    """All measurements."""
+    rows, largest = [], int(max(options.sizes) * 1e6)
+    text = Path(options.data).read_text(encoding="utf-8") if options.data else ""
+    data = (text or this_machines_text(largest)).encode("utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        for n_bytes in (int(size * 1e6) for size in options.sizes):
+            text = data[:n_bytes].decode("utf-8", "ignore")
+            text_file, ours_file = Path(folder) / "text.txt", Path(folder) / "tokenizer.json"
+            text_file.write_bytes(text.encode("utf-8"))
+            train_v4(text.split(END_OF_TEXT), options.vocab_size, 0).save(ours_file)
+            for cores in dict.fromkeys((1, os.cpu_count() if options.all_cores else 1)):
+                rows += compare_at(options, len(text.encode("utf-8")), cores, text_file, ours_file)
+    text = data.decode("utf-8", "ignore")
+    not_ascii = sum(character > "\x7f" for character in text) / len(text)
+    machine = machine_facts()
+    return {"options": asdict(options), "machine": machine, "not_ascii": not_ascii, "rows": rows}
+
+
+def compare_at(
+    options: Options, n_bytes: int, cores: int, text_file: Path, ours_file: Path
+) -> list[dict]:
+    """The medians of all contestants on one text."""
+    contestants = [
+        (task, who)
+        for task, whos in (("train", TRAIN), ("encode", ENCODE))
+        for who in whos
+        if who.startswith("v") or importlib.util.find_spec(who)
+        if n_bytes <= SLOW.get((task, who), 1e6) * 1e6
+    ]
+    turns = {contestant: [] for contestant in contestants}
+    order = contestants * options.repeats
+    for task, who in tqdm(order, desc=f"{n_bytes / 1e6:g} MB, {cores} cores"):
+        arguments = [task, who, str(text_file), str(options.vocab_size), str(ours_file)]
+        turns[task, who].append(turn(arguments, cores))
+    ids = {who: turns["encode", who][0]["sha256"] for who in SAME_IDS if ("encode", who) in turns}
+    if len(set(ids.values())) > 1:
+        raise UserError(f"the ids differ at {n_bytes:,} bytes: {ids}")
+    rows = []
+    for (task, who), taken in turns.items():
+        for measure in ("train",) if task == "train" else ("cold", "warm"):
+            row = {"task": measure, "who": who, "bytes": n_bytes, "cores": cores}
+            for clock in ("cpu", "seconds"):
+                row[clock] = median(one[measure][clock] for one in taken)
+            rows.append(row | {"peak": max(one["peak"] for one in taken)})
+    return rows
+
+
+# ---- telling ----
+
+TASKS = {"train": "train", "cold": "encode, nothing seen before", "warm": "encode again"}
+
+
+def groups(results: dict) -> dict[tuple[int, int], list[dict]]:
+    """The rows of each size of text and number of cores."""
+    found = {}
+    for row in results["rows"]:
+        found.setdefault((row["bytes"], row["cores"]), []).append(row)
+    return found
+
+
+def clock(cores: int) -> str:
+    """What counts: on one core the time of the CPU, on several the time on the wall."""
+    return "cpu" if cores == 1 else "seconds"
+
+
+def ratio(row: dict, rows: list[dict]) -> float:
+    """v4's time as a share of this row's."""
+    ours = next(r for r in rows if (r["task"], r["who"]) == (row["task"], "v4"))
+    return ours[clock(row["cores"])] / row[clock(row["cores"])]
+
+
+def report(results: dict) -> str:
+    """v4's time as a share of each peer's, and all that was measured."""
+    measured = groups(results)
+    heads = [f"{b / 1e6:g} MB" + (f", {c} cores" if c > 1 else "") for b, c in measured]
+    shares = [["v4's time, as a share of", *heads]]
+    rivals = dict.fromkeys((r["task"], r["who"]) for r in results["rows"] if r["who"] != "v4")
+    for task in TASKS:
+        for who in [who for of, who in rivals if of == task]:
+            line = [f"{who}: {TASKS[task]}"]
+            for rows in measured.values():
+                found = [r for r in rows if (r["task"], r["who"]) == (task, who)]
+                line.append(f"{ratio(found[0], rows):.2f}" if found else "")
+            shares.append(line)
+    parts = [markdown(shares)]
+    details = []
+    for (n_bytes, cores), rows in measured.items():
+        table = [["", "tokenizer", "seconds", "MB/s", "v4's share", "peak MB"]]
+        for row in rows:
+            seconds = row[clock(cores)]
+            speed = f"{n_bytes / 1e6 / seconds:.1f}"
+            cells = [
+                f"{seconds:.3f}",
+                speed,
+                f"{ratio(row, rows):.2f}",
+                f"{row['peak'] / 1e6:,.0f}",
+            ]
+            table.append([TASKS[row["task"]], row["who"], *cells])
+        how = "CPU seconds on one core" if cores == 1 else f"seconds on {cores} cores"
+        details.append(f"{n_bytes / 1e6:g} MB, {how}:\n\n{markdown(table)}")
+    options, machine = results["options"], results["machine"]
+    text = options["data"] or "the embedded corpus, this Python's sources, files of /usr/share"
+    parts.append(
+        f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns; "
+        f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; Python "
+        f"{machine['python']}, commit {short_commit(machine['commit'])}."
+    )
+    parts.append(fold("All that was measured", "\n\n".join(details)))
+    return "\n\n".join(parts)
+
+
+def draw(results: dict) -> Figure:
+    """MB/s of all, a panel for each task, a bar for each tokenizer at each size."""
+    measured, names = groups(results), list(dict.fromkeys(row["who"] for row in results["rows"]))
+    figure, panels = axes_of(len(TASKS), height=3.6)
+    width = 0.8 / len(measured)
+    for panel, task in zip(panels, TASKS):
+        for i, ((n_bytes, cores), rows) in enumerate(measured.items()):
+            of_task = [row for row in rows if row["task"] == task]
+            panel.bar(
+                [names.index(row["who"]) + i * width for row in of_task],
+                [n_bytes / 1e6 / row[clock(cores)] for row in of_task],
+                width,
+                align="edge",
+                label=f"{n_bytes / 1e6:g} MB" + (f", {cores} cores" if cores > 1 else ""),
+            )
+        panel.set_xticks([i + 0.4 for i in range(len(names))], names, rotation=30)
+        panel.set(title=TASKS[task], ylabel="MB/s", yscale="log")
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--measure"]:
+        print(json.dumps(measure(*arguments[1:])))
+        return
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        folder = RESULTS / options.name
+        if not options.readme:
+            write_json(folder / "results.json", compare(options))
+        results = read_json(folder / "results.json")
+        text = report(results)
+        if options.readme:
+            write_readme(options.name, text)
+        write_text(folder / "table.md", text + "\n")
+        save(draw(results), folder / "speed.png")
+        print_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Pairs of neighbouring tokens: where they stand in words, and which of them merge."""
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+FEW = 32  # places over which a loop is faster than numpy
+Pair = tuple[int, int]
+Places = tuple[Sequence[int], int, int]  # [i:j] of a sequence
+Group = tuple[int, int, Places]  # a code, how often it occurs, and where
+
+
+class LinkedWords:
+    """Different words, each of which occurs so many times, as linked lists of tokens.
+
+    Every byte of every word has a place, and between words there is one without a token. A token
+    is at the place of its first byte and knows the places before and after it, so that a merge
+    touches nothing but its neighbours:
+
+        place      0   1   2   3   4                0   1   2   3   4
+        token     none t   h   e  none    t h      none th      e  none
+        before         0   1   2   3      --->          0       1   3
+        after      1   2   3   4                    1   3       4
+    """
+
+    def __init__(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
+        lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
+        token = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8).astype(np.int32)
+        token[0] = token[np.cumsum(lengths)] = -1  # none
+        places = np.arange(len(token), dtype=np.int32)
+        of_word = np.append(0, np.repeat(np.arange(len(words)), lengths)).astype(np.int32)
+        # Arrays of Python for loops; numpy's `all_` are views of the same memory.
+        self.token, self.before, self.after, self.of_word = (
+            array("i", values.tobytes()) for values in (token, places - 1, places + 1, of_word)
+        )
+        self.all_token, self.all_before, self.all_after, self.all_of_word = (
+            np.frombuffer(a, np.int32) for a in (self.token, self.before, self.after, self.of_word)
+        )
+        self.count = [int(count) for count in counts]  # of words
+        self.all_count = np.array(counts, np.int64)
+        self.where: dict[Pair, Places] = {}  # where pairs are, or were
+
+    def pairs(self) -> dict[Pair, int]:
+        """How often each pair of bytes occurs."""
+        token = self.all_token
+        places = np.flatnonzero((token[:-1] >= 0) & (token[1:] >= 0))
+        codes = (token[places] << 8 | token[places + 1]).astype(np.uint16)
+        order = codes.argsort(kind="stable")  # radix sort
+        pairs = {}
+        for code, count, here in self.groups(codes[order], places[order]):
+            self.where[code >> 8, code & 255] = here
+            pairs[code >> 8, code & 255] = count
+        return pairs
+
+    def merge(self, left: int, right: int, token: int) -> Iterator[tuple[Pair, Pair, int]]:
+        """Put `token` wherever `left` is before `right`, in each word from its beginning on.
+
+        That changes the pairs beside it: (a pair that was, what it is now, how often), ... A pair
+        that is now is new, for `token` is, and is told once.
+        """
+        places, start, end = self.where.pop((left, right))
+        places = places[start:end]
+        merge = self.merge_few if len(places) < FEW else self.merge_many
+        for code, count, here in merge(places, left, right, token):
+            other = code >> 1
+            if code & 1:  # it is after the new token; where two of those are in a row, the second
+                was, now = (right, left if other == token else other), (token, other)
+            else:
+                was, now = (other, left), (other, token)
+            self.where[now] = here
+            yield was, now, count
+
+    def merge_few(self, places: Sequence[int], left: int, right: int, token: int) -> list[Group]:
+        """`merge` one place after the other; the tokens beside, x before as 2x, y after as 2y + 1,
+        and how often and where the pairs with each begin."""
+        tokens, before, after, merged = self.token, self.before, self.after, []
+        for place in places if isinstance(places, list) else places.tolist():
+            second = after[place]
+            if tokens[place] == left and tokens[second] == right:  # not merged with others since
+                tokens[place], tokens[second] = token, -1
+                after[place] = third = after[second]
+                before[third] = place
+                merged.append(place)
+        beside = defaultdict(list)
+        for place in merged:
+            first = before[place]
+            x, y = tokens[first], tokens[after[place]]
+            if x >= 0 and x != token:
+                beside[2 * x].append(first)
+            if y >= 0:
+                beside[2 * y + 1].append(place)
+        count, of_word = self.count, self.of_word
+        return [
+            (code, sum([count[of_word[place]] for place in here]), (here, 0, len(here)))
+            for code, here in beside.items()
+        ]
+
+    def merge_many(
+        self, places: Sequence[int], left: int, right: int, token: int
+    ) -> Iterator[Group]:
+        """`merge_few` at all places at once."""
+        tokens, before, after = self.all_token, self.all_before, self.all_after
+        place = np.asarray(places)
+        second = after.take(place)
+        there = (tokens.take(place) == left) & (tokens.take(second) == right)
+        place, second = place[there], second[there]
+        if left == right:  # of a a a, the first two merge
+            odd = every_other(place[1:] == second[:-1])
+            place, second = place[odd], second[odd]
+        third = after.take(second)
+        tokens[place], tokens[second] = token, -1
+        after[place], before[third] = third, place
+        first = before.take(place)
+        x, y = tokens.take(first), tokens.take(third)
+        has_x, has_y = (x >= 0) & (x != token), y >= 0
+        codes = np.concatenate((2 * x[has_x], 2 * y[has_y] + 1)).astype(np.int64)
+        places = np.concatenate((first[has_x], place[has_y]))
+        both = np.sort(codes << 32 | places)  # faster than to sort by codes alone
+        return self.groups(both >> 32, both & 0xFFFFFFFF)
+
+    def groups(self, codes: np.ndarray, places: np.ndarray) -> Iterator[Group]:
+        """Of sorted `codes` (N,), each different one, how often it occurs, and where."""
+        first = np.ones(len(codes), bool)
+        np.not_equal(codes[1:], codes[:-1], out=first[1:])
+        starts = first.nonzero()[0]
+        ends = np.append(starts[1:], len(codes))
+        counts = self.all_count.take(self.all_of_word.take(places))
+        counts = np.add.reduceat(counts, starts) if len(starts) else counts
+        spans = zip(codes[starts].tolist(), counts.tolist(), starts.tolist(), ends.tolist())
+        return ((code, count, (places, start, end)) for code, count, start, end in spans)
+
+
+def every_other(follows: np.ndarray) -> np.ndarray:
+    """Of N things in runs, the first, third, fifth of each run, as (N,) bool; `follows` (N - 1,)
+    says of each but the first whether it is in the run of the one before."""
+    number = np.arange(len(follows) + 1)
+    start = np.maximum.accumulate(np.where(np.append(False, follows), 0, number))  # of its run
+    return (number - start) % 2 == 0
+
+
+class PairRanks:
+    """The ranks of pairs of tokens: how early each was learned.
+
+    An exact hash table. Of pairs that want one place the first has it; the others are few, and
+    looked up in order.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.none = len(pairs)  # the rank of pairs that are not among them
+        self.bits = len(pairs).bit_length() + 2
+        left, right = np.array(pairs, np.int64).reshape(-1, 2).T
+        keys, places = self.keys_and_places(left, right)
+        self.keys = np.full(1 << self.bits, -1)
+        self.ranks = np.full(1 << self.bits, self.none, np.int32)
+        self.keys[places[::-1]], self.ranks[places[::-1]] = keys[::-1], np.arange(self.none)[::-1]
+        others = np.flatnonzero(self.keys[places] != keys)
+        self.shared = np.zeros(1 << self.bits, bool)
+        self.shared[places[others]] = True
+        others = others[keys[others].argsort(kind="stable")]
+        self.other_keys = np.append(keys[others], np.iinfo(np.int64).max)  # never looked for
+        self.other_ranks = np.append(others, self.none)
+
+    def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A number for each pair, and where the table has it: the highest bits of a product."""
+        keys = left.astype(np.int64) << 32 | right
+        mixed = (keys ^ keys >> 29).view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+        return keys, (mixed >> np.uint64(64 - self.bits)).view(np.int64)
+
+    def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The rank of each pair, (...) int32."""
+        keys, places = self.keys_and_places(left, right)
+        ranks = np.where(self.keys.take(places) == keys, self.ranks.take(places), self.none)
+        again = np.nonzero((ranks == self.none) & self.shared.take(places))
+        at = self.other_keys.searchsorted(keys[again])
+        found = self.other_keys[at] == keys[again]
+        ranks[again] = np.where(found, self.other_ranks[at], self.none)
+        return ranks

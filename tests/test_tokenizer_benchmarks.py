@@ -1,0 +1,115 @@
+"""The benchmarks of tokenizers: what they measure is the same work, what they tell is computed."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_version, small_text
+
+from benchmarks import common, scale, tokenizers
+from shared.corpora import END_OF_TEXT, read_documents
+from shared.files import UserError, json_sha256, read_json
+from shared.tokens import open_token_file
+
+Tokenizer = load_version("v4_modern").Tokenizer
+MACHINE = {"python": "3.11", "commit": "0123456789abcdef"}
+
+
+def row(task, who, size, cores, cpu, seconds):
+    of_text = {"task": task, "who": who, "bytes": size, "cores": cores}
+    return of_text | {"cpu": cpu, "seconds": seconds, "peak": 3_000_000}
+
+
+TOY = {
+    "options": {"vocab_size": 10_000, "repeats": 3, "data": ""},
+    "machine": MACHINE,
+    "not_ascii": 0.25,
+    "rows": [
+        row("train", "v4", 2_000_000, 1, 4.0, 9.0),
+        row("train", "rustbpe", 2_000_000, 1, 5.0, 1.0),
+        row("train", "v4", 2_000_000, 2, 9.0, 3.0),
+        row("train", "rustbpe", 2_000_000, 2, 1.0, 2.0),
+    ],
+}
+
+
+def test_shares_and_speeds_are_of_the_right_clock():
+    """CPU seconds on one core, seconds on two: 4 / 5, 2 MB / 4 s; 3 / 2, 2 MB / 3 s."""
+    text = tokenizers.report(TOY)
+    assert "| rustbpe: train | 0.80 | 1.50 |" in text
+    assert "| train | v4 | 4.000 | 0.5 | 1.00 | 3 |" in text
+    assert "| train | v4 | 3.000 | 0.7 | 1.00 | 3 |" in text
+    assert "25.0% of its characters" in text and "0123456789ab." in text
+    widths = [bar.get_height() for bar in tokenizers.draw(TOY).axes[0].patches]
+    assert widths == [0.5, 0.4, 2 / 3, 1.0]
+
+
+@pytest.mark.parametrize("who", ["v2", "v4", "tiktoken", "tokenizers"])
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_every_contestant_encodes_the_same(who, cores, tmp_path, monkeypatch):
+    text = small_text(20) + "é漢🙂 42" + END_OF_TEXT
+    ours = Tokenizer.train([text], 300)
+    ours.save(tmp_path / "ours.json")
+    (tmp_path / "text.txt").write_bytes(text.encode("utf-8"))
+    monkeypatch.setenv("RAYON_NUM_THREADS", cores)
+    files = [str(tmp_path / "text.txt"), "300", str(tmp_path / "ours.json")]
+    found = tokenizers.measure("encode", who, *files)
+    expected = hashlib.sha256(np.array(ours.encode(text), np.uint32).tobytes()).hexdigest()
+    assert found["sha256"] == expected
+
+
+def test_text_grows_from_what_the_machine_has(monkeypatch):
+    """Texts as they come, then their lines in another order; the same every time."""
+    texts = [document + "\n" for document in small_text(9).split(END_OF_TEXT)]
+    monkeypatch.setattr(tokenizers, "candidates", lambda: iter(texts))
+    text = tokenizers.this_machines_text(300_000)
+    assert 299_990 < len(text.encode("utf-8")) <= 300_000
+    assert text == tokenizers.this_machines_text(300_000)
+    assert text.startswith(END_OF_TEXT.join(texts))
+    lines = set("".join(texts).splitlines())
+    assert set(text.replace(END_OF_TEXT, "").splitlines()[:-1]) == lines
+
+
+def test_scale_writes_its_text_again_and_measures_it(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        scale.make_text(tmp_path / name, 300_000)
+    text = tmp_path / "a.txt"
+    assert text.read_bytes() == (tmp_path / "b.txt").read_bytes()
+    assert 300_000 <= text.stat().st_size < 320_000
+    words = [word for document in read_documents(text) for word in document.split(" ")]
+    counts = {word: words.count(word) for word in words[:: scale.NEW_WORDS]}
+    assert set(counts.values()) == {1}  # the new ones
+    for task in scale.TASKS:
+        assert scale.measure(task, str(text), "300")["seconds"] > 0
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    ids = open_token_file(tmp_path / "a.txt.bin", json_sha256(tokenizer.to_json()))
+    assert tokenizer.decode(ids[1:].tolist()) == text.read_text(encoding="utf-8")
+
+
+def test_scale_does_not_fill_the_disk(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 2_000_000_000))
+    with pytest.raises(UserError, match="2.0 GB left, 4.4 GB are needed"):
+        scale.run(scale.Options(folder=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_scale_tells_what_it_measured():
+    def row(task, seconds):
+        return {"bytes": 10_000_000, "task": task, "seconds": seconds, "peak": 5e8, "more": 7e6}
+
+    rows = [row("train", 4.0), row("encode", 2.0), row("batches", 0.5)]
+    text = scale.report({"options": {"vocab_size": 500}, "machine": MACHINE, "rows": rows})
+    assert "learn 500 tokens" in text
+    assert (
+        "| 10 MB | 4.0 s (2.5 MB/s) | 500 MB | 2.0 s (5.0 MB/s) | 500 MB | 0.50 s | 7 MB |" in text
+    )
+
+
+@pytest.mark.parametrize("module, name", [(tokenizers, "tokenizers"), (scale, "scale")])
+def test_the_readme_tells_the_committed_results(module, name):
+    results = read_json(common.RESULTS / name / "results.json")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert common.readme_with(readme, name, module.report(results)) == readme

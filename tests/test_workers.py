@@ -1,0 +1,122 @@
+"""Several processes count and encode as one does, and none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, load_version, small_text
+
+from shared import words, workers
+from shared.files import UserError
+
+Tokenizer = load_version("v4_modern").Tokenizer
+TEXT = small_text(400) + "naïve 漢字漢字 🙂🙂 aaaa <|a|> <|endoftext|>\n\n" * 200
+SPECIAL = ["<|endoftext|>", "<|a|>"]
+RUNNING = """
+import sys
+sys.path.insert(0, "tests")
+from test_workers import Tokenizer, TEXT
+from shared import workers
+started = workers.subprocess.Popen
+def popen(*arguments, **options):
+    process = started(*arguments, **options)
+    print(process.pid, flush=True)
+    return process
+workers.subprocess.Popen = popen
+tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+texts = iter(lambda: TEXT * 10, "")
+for i, ids in enumerate(tokenizer.encode_pieces(texts, workers=2)):
+    if i == 3:
+        print("encoding", flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", [2000, 30_000])
+def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch):
+    tokenizer = Tokenizer.train([TEXT], 400, SPECIAL, workers=1)
+    ids = tokenizer.encode(TEXT)
+    monkeypatch.setattr(words, "PIECE", size)
+    monkeypatch.setattr(workers, "PIECE", size)
+    monkeypatch.setattr(workers, "WORTH_IT", 2)
+    documents = TEXT.split("<|endoftext|>")
+    for n in (2, 3):
+        assert Tokenizer.train(documents, 400, SPECIAL, workers=n).merges == tokenizer.merges
+        found = [i for piece in tokenizer.encode_pieces([TEXT], workers=n) for i in piece.tolist()]
+        assert found == ids
+
+
+def test_few_texts_start_no_process(monkeypatch):
+    monkeypatch.setattr(workers.subprocess, "Popen", None)
+    tokenizer = Tokenizer.train([TEXT], 300, workers=4)
+    assert list(tokenizer.encode_pieces([TEXT], workers=4))
+
+
+def test_a_worker_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_IT", 1)
+    crews = []
+    start = workers.Crew.__init__
+
+    def remember(crew, *arguments, **options):
+        start(crew, *arguments, **options)
+        crews.append(crew)
+
+    monkeypatch.setattr(workers.Crew, "__init__", remember)
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    pieces = workers.encode_texts([TEXT] * 50, tokenizer.words, 2)
+    next(pieces)
+    crews[0].processes[0].kill()
+    with pytest.raises(UserError, match="--workers 1"):
+        list(pieces)
+    assert all(process.returncode is not None for process in crews[0].processes)
+
+
+def test_nothing_is_left_when_the_reader_stops_early(monkeypatch):
+    monkeypatch.setattr(workers, "WORTH_IT", 1)
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    pieces = workers.encode_texts([TEXT] * 20, tokenizer.words, 2)
+    next(pieces)
+    pieces.close()
+    assert len(started) == 2 and all(process.returncode is not None for process in started)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_orphans(how):
+    """Whatever ends the process that encodes, its workers end, too."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    assert process.stdout.readline() == "encoding\n"
+    assert all(map(is_running, pids))
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: to all of them
+    else:
+        process.send_signal(how)
+    process.wait(timeout=60)
+    for _ in range(600):
+        if not any(map(is_running, pids)):
+            return
+        time.sleep(0.1)
+    pytest.fail("workers go on")

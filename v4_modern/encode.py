@@ -1,0 +1,66 @@
+"""Turn a text file into a file of tokens, as v4 does before it trains.
+
+    python v4_modern/encode.py my_text.txt my_text.bin
+    python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
+
+The file of tokens is described in shared/tokens.py. Without a tokenizer, one is learned from the
+text and kept beside the tokens, as my_text.json.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.command_line import check_config, clear_errors, parse_options, print_text
+from shared.corpora import read_pieces
+from shared.words import whole_words
+from v4_modern.train import Tokenizer
+
+
+@dataclass
+class Options:
+    """Encode a text file."""
+
+    source: Annotated[str, tyro.conf.Positional]  # a text file
+    out: Annotated[str, tyro.conf.Positional]  # the file of tokens to write
+    tokenizer: str = ""  # a tokenizer.json of a run of v4; none: learn one
+    vocab_size: int = 10_000  # tokens to learn
+    workers: int = 0  # processes to use; 0: one a core
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        out = Path(options.out)
+        if options.tokenizer:
+            tokenizer = Tokenizer.load(options.tokenizer)
+        else:
+            started = perf_counter()
+            texts = whole_words(read_pieces(options.source))
+            tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
+            tokenizer.save(out.with_suffix(".json"))
+            tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
+            if tokenizer.vocab_size < options.vocab_size:
+                print_text(f"(there are no more pairs to merge; {options.vocab_size:,} were asked)")
+        started = perf_counter()
+        count = tokenizer.encode_file(options.source, out, options.workers)
+        tell(f"wrote {count:,} tokens to {out}", options.source, started)
+
+
+def tell(what: str, source: str, started: float) -> None:
+    """Print what was done since `started`, and how fast."""
+    size, seconds = os.path.getsize(source), perf_counter() - started
+    print_text(f"{what}: {size / 1e6:,.1f} MB in {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s")
+
+
+if __name__ == "__main__":
+    main()
