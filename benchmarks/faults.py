@@ -92,10 +92,10 @@ class Options:
 # ---- runs of a version ----
 
 
-def some_text(folder: Path) -> Path:
-    """A file of 60 KB of `pydocs`."""
+def some_text(folder: Path, size: int = 60_000) -> Path:
+    """A file of the first `size` bytes of `pydocs`."""
     path = folder / "text.txt"
-    data = load_corpus("pydocs").train.read_bytes()[:60_000]
+    data = load_corpus("pydocs").train.read_bytes()[:size]
     path.write_bytes(data.decode("utf-8", "ignore").encode("utf-8"))  # no half character
     return path
 

@@ -28,7 +28,8 @@ from shared.command_line import clear_errors, parse_options, print_text
 from shared.files import ROOT, UserError, read_json, write_json, write_text
 from shared.run import Run, machine_facts
 
-POINTS = 200  # measurements of a run
+POINTS = 100  # measurements of a run
+SMALLER = SIZES | {"n_layers": 1, "width": 16, "head_size": 8, "feed_forward_size": 24}
 WARM_UP = 0.1  # share of a run whose memory is not part of the slope: allocators settle
 
 
@@ -82,9 +83,9 @@ def soak(options: Options) -> dict:
     runs = {}
     with tempfile.TemporaryDirectory(prefix="ladder-soak-") as name:
         folder = Path(name)
-        text = some_text(folder)
+        text = some_text(folder, 20_000)
         for version in tqdm(pick_versions(options.versions), unit="version"):
-            subject = Subject(version, text, folder, SIZES)
+            subject = Subject(version, text, folder, SMALLER)
             every = options.steps // POINTS
             arguments = subject.arguments(
                 folder / version, steps=options.steps, evaluate_every=every, checkpoint_every=every
