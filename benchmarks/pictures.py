@@ -113,7 +113,7 @@ def draw_soak(runs: dict[str, dict]) -> Figure:
         memory.plot(steps, [point["memory"] / 1e6 for point in points], **paint)
         seconds.plot(steps, [1000 * point["step_seconds"] for point in points], **paint)
     memory.set(xlabel="step", ylabel="memory, MB", ylim=(0, None))
-    seconds.set(xlabel="step", ylabel="ms a step", ylim=(0, None))
+    seconds.set(xlabel="step", ylabel="CPU ms a step", ylim=(0, None))
     memory.legend()
     return figure
 

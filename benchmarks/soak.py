@@ -52,17 +52,17 @@ def measure_child() -> None:
     version, steps, path, *arguments = sys.argv[1:]
     module, every = load_version(version), int(steps) // POINTS
     log_step, points = Run.log_step, []
-    started = time.perf_counter()
+    started = time.process_time()
 
     def measured(run: Run, *rest: object) -> None:
         nonlocal started
         log_step(run, *rest)
         if run.step % every == 0:
-            point = {"step": run.step, "step_seconds": (time.perf_counter() - started) / every}
+            point = {"step": run.step, "step_seconds": (time.process_time() - started) / every}
             points.append(point | process_state())
             if run.step % (10 * every) == 0:
                 module.sample(run)
-            started = time.perf_counter()
+            started = time.process_time()
 
     Run.log_step = measured
     before = process_state()["handles"]
@@ -110,7 +110,7 @@ def slope(points: Sequence[dict]) -> float:
 
 
 def tenth_medians(points: Sequence[dict]) -> tuple[float, float]:
-    """The median time of a step, in seconds, in the first and in the last tenth of a run."""
+    """The median CPU time of a step, in seconds, in the first and in the last tenth of a run."""
     tenth = max(1, len(points) // 10)
     parts = points[1 : 1 + tenth], points[-tenth:]  # the first one imports and warms up
     first, last = (float(np.median([p["step_seconds"] for p in part])) for part in parts)
@@ -120,7 +120,7 @@ def tenth_medians(points: Sequence[dict]) -> tuple[float, float]:
 def report(results: dict) -> str:
     """The table, as it stands in table.md."""
     head = ["version", "memory, MB", "grows by, bytes a step", "handles", "left open"]
-    rows = [[*head, "ms a step, first tenth", "last tenth"]]
+    rows = [[*head, "CPU ms a step, first tenth", "last tenth"]]
     for version, run in results["runs"].items():
         points = run["points"]
         settled = points[int(WARM_UP * len(points))]

@@ -379,7 +379,9 @@ def test_what_is_lost_is_shown():
 def test_a_long_run_does_not_grow():
     results = read_json(RESULTS / "soak" / "results.json")
     assert list(results["runs"]) == VERSIONS and results["steps"] >= 20_000
-    assert (RESULTS / "soak" / "table.md").read_text() == soak.report(results) + "\n"
+    assert (RESULTS / "soak" / "table.md").read_text(encoding="utf-8") == soak.report(
+        results
+    ) + "\n"
     for run in results["runs"].values():
         first, last = soak.tenth_medians(run["points"])
         assert soak.slope(run["points"]) * results["steps"] < 20e6
