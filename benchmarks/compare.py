@@ -11,7 +11,6 @@ finished run. `--readme` trains nothing: it writes the tables from results.json,
 
 import math
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -402,7 +401,6 @@ def publish(results: dict, name: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives us
     with clear_errors():
         options = parse_options(Options, arguments)
         path = RESULTS / options.name / "results.json"

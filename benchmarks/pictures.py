@@ -103,6 +103,21 @@ def draw_rates(results: dict) -> Figure:
     return figure
 
 
+def draw_soak(runs: dict[str, dict]) -> Figure:
+    """Memory and the time of a step over long runs."""
+    figure, (memory, seconds) = axes_of(2)
+    for version, run in runs.items():
+        points = run["points"][1:]  # the first one imports and warms up
+        steps = [point["step"] for point in points]
+        paint = {"color": colour(version), "linewidth": 1.2, "label": version}
+        memory.plot(steps, [point["memory"] / 1e6 for point in points], **paint)
+        seconds.plot(steps, [1000 * point["step_seconds"] for point in points], **paint)
+    memory.set(xlabel="step", ylabel="memory, MB", ylim=(0, None))
+    seconds.set(xlabel="step", ylabel="CPU ms a step", ylim=(0, None))
+    memory.legend()
+    return figure
+
+
 def draw_sweep(rows: list[dict]) -> Figure:
     """Bits per byte against what was changed, mean and spread; a cross where runs diverged."""
     whats = list(dict.fromkeys(row["what"] for row in rows))

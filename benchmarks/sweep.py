@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -243,7 +242,6 @@ def report(results: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives us
     with clear_errors():
         options = parse_options(Options, arguments)
         folder = RESULTS / options.name

@@ -3,19 +3,20 @@
 import contextlib
 import dataclasses
 import io
-import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import IO, Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
 
 from shared.corpora import DOWNLOADS
-from shared.files import UserError, need_package, read_json
+from shared.files import UserError, lock, need_package, read_json
 from shared.model_files import read_sizes
 from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
@@ -23,10 +24,15 @@ from shared.tokens import Tokenizer
 ConfigType = TypeVar("ConfigType")
 T = TypeVar("T")
 
-# Limits of the options; any other number must be more than 0.
+# Limits of the options; any other number must be more than 0. Far beyond what a machine can hold,
+# they turn a slip into a line instead of a model that is built for hours.
 MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
 MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate", "workers"}
-AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "workers": 1024}
+AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "workers": 1024}
+AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
+AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
+AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
+SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
 
 
 def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
@@ -41,7 +47,8 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
     elif getattr(config, "init_from", ""):
         config = _with_sizes_of(config.init_from, config_class, arguments)
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
-        config = dataclasses.replace(config, data=str(Path(config.data).expanduser().resolve()))
+        path = Path(os.path.expanduser(config.data)).resolve()
+        config = dataclasses.replace(config, data=str(path))
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
     if not config.sample:
@@ -68,6 +75,20 @@ def _check_folder(out: Path) -> None:
     existing = next(path for path in (out, *out.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"--out {out}: no files can be written to {existing}")
+    if (out / "metrics.jsonl").exists():
+        lock_metrics(out).close()
+
+
+def lock_metrics(out: Path) -> IO[str]:
+    """The metrics.jsonl in `out`, locked and open to append to: one run at a time writes there."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / "metrics.jsonl", "a", encoding="utf-8")
+    if not lock(file):
+        file.close()
+        raise UserError(
+            f"another run is writing to {out}: wait for its end or choose another --out"
+        )
+    return file
 
 
 def parse_options(
@@ -106,6 +127,8 @@ def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
         return config_class(**values | {k: v for k, v in fresh.items() if k in values})
     except TypeError:
         raise UserError(f"{path} is of another version") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any version
@@ -121,31 +144,54 @@ def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any versi
         if not fits:
             raise UserError(f"{option} {value!r} is not {kind}")
         if type(value) in (int, float):
-            limit = AT_MOST.get(field.name, math.inf)
-            low = value < 0 or (value == 0 and field.name not in MAY_BE_ZERO)
-            if low or value > limit or not math.isfinite(value):
+            limit = AT_MOST.get(field.name, LARGEST[type(value)])
+            low = value < SMALLEST and (value or field.name not in MAY_BE_ZERO)
+            if low or not value <= limit:  # nan is not
                 least = "0 or more" if field.name in MAY_BE_ZERO else "more than 0"
-                most = "" if limit == math.inf else f", at most {limit}"
-                raise UserError(f"{option} {value} must be {least}{most}")
+                raise UserError(f"{option} {value} must be {least}, at most {limit:,}")
+        elif field.name in ("data", "out") and not _can_be_a_path(value):
+            raise UserError(f"{option} {value!r} is no name of a file or folder")
+
+
+def _can_be_a_path(name: str) -> bool:
+    try:
+        return bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 1 for
-    what the system refuses."""
+    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 143
+    for SIGTERM, 1 for what the system refuses."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python's own condition
+    before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
     except BrokenPipeError:  # what read our output, `head` for one, has seen enough
         sys.exit(1)
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not full and "can't allocate memory" not in str(error):
+            raise
+        print("error: out of memory: a smaller model, batch or context needs less", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(name: str) -> str:

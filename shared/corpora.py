@@ -31,6 +31,9 @@ END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = END_OF_TEXT.encode("utf-8")
 PIECE_BYTES = 1 << 20  # how much of a file is held at a time
 VALIDATION_EVERY = 10  # one document in so many is for validation
+CHECKED_BYTES = 1 << 26  # a prepared corpus of up to this size is hashed again when it is opened
+TIMEOUT = 60  # seconds without an answer after which a download has failed
+SCHEMES = ("https",)  # of addresses that are downloaded from or redirected to
 
 _TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
 _OWT = "https://huggingface.co/datasets/stanford-cs336/owt-sample/resolve/main/"
@@ -277,6 +280,13 @@ def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
 
 def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
     """Record two whole files of documents as a corpus."""
+    corpus = Corpus(name, *_measure(train, val))
+    facts = asdict(corpus) | {"train": train.name, "val": val.name}
+    write_json(folder / "corpus.json", facts)
+
+
+def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
+    """All of a Corpus but its name: what the two files hold."""
     digest = hashlib.sha256()
     sizes = []
     for path in (train, val):
@@ -293,19 +303,23 @@ def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
                 of_document = 0
         digest.update(b"\xff")  # between the splits: no UTF-8 text holds this byte
         sizes.append(size)
-    corpus = Corpus(name, digest.hexdigest(), train, val, *sizes)
-    facts = asdict(corpus) | {"train": train.name, "val": val.name}
-    write_json(folder / "corpus.json", facts)
+    return digest.hexdigest(), train, val, sizes[0], sizes[1]
 
 
 def _open_corpus(folder: Path) -> Corpus:
-    facts = read_json(folder / "corpus.json")
+    """The corpus kept in `folder`; UserError if it is damaged, as far as that can be told quickly:
+    a large one by the sizes of its files alone."""
     try:
+        facts = read_json(folder / "corpus.json")
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
         corpus = Corpus(**facts)
-    except (KeyError, TypeError):
-        raise UserError(f"{folder} is damaged: delete it and run again") from None
-    if not (corpus.train.is_file() and corpus.val.is_file()):
+        sizes = [path.stat().st_size for path in (corpus.train, corpus.val)]
+        whole = sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
+        if sum(sizes) <= CHECKED_BYTES:
+            whole = Corpus(corpus.name, *_measure(corpus.train, corpus.val)) == corpus
+    except (KeyError, TypeError, ValueError, OSError, UserError):
+        whole = False
+    if not whole:
         raise UserError(f"{folder} is damaged: delete it and run again")
     if not (corpus.train_bytes and corpus.val_bytes):
         raise UserError(f"{corpus.name} is too short to set a tenth of it aside for validation")
@@ -349,21 +363,39 @@ def _download(url: str, folder: Path) -> Path:
     return text
 
 
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but not to where everyone on the way could change the text."""
+
+    def redirect_request(self, request, file, code, message, headers, url):  # noqa: ANN001, ANN201
+        _check_scheme(url)
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def _check_scheme(url: str) -> None:
+    if url.partition(":")[0].lower() not in SCHEMES:
+        raise OSError(f"{url} is not {' or '.join(SCHEMES)}")
+
+
 def _fetch(url: str, partial: Path) -> None:
     """Append what is missing of `url` to `partial`; OSError if the connection ends early."""
+    _check_scheme(url)
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # "range not satisfiable": there is nothing after `start`
+        if error.code != 416 or not start:  # "range not satisfiable": nothing is after `start`
             raise
         partial.unlink()  # whether what we have is the whole cannot be told: begin again
         return _fetch(url, partial)
     with response:
         if response.status != 206:  # the server sends everything from the beginning
             start = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise OSError("another part came than was asked for")
         left = response.headers.get("Content-Length")
+        if not left and not response.chunked:  # then its end looks like a broken connection
+            raise OSError("the server does not say how long it is")
         total = start + int(left) if left else None
         with open(partial, "ab" if start else "wb") as file:
             bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem)

@@ -4,10 +4,17 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # the repository
@@ -33,8 +40,36 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say of which file
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `atomic_write` was writing in `folder` when its process was killed."""
+    for path in folder.glob("*.tmp"):
+        if re.search(r"\.\d+\.tmp$", path.name):
+            path.unlink()
+
+
+def lock(file: IO) -> bool:
+    """Lock an open file; False if another process has it locked.
+
+    The system takes the lock back when the file is closed, also that of a process that was killed.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:  # a byte beyond the end, for what is locked cannot be read
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass  # some network folders have no locks
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,6 +114,8 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[[dict], T]) -> T
     if saved.get("kind") != kind:
         raise UserError(f"{path} is a tokenizer of kind {saved.get('kind')}, not {kind}")
     try:
-        return build(saved)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        tokenizer = build(saved)
+        json_sha256(tokenizer.to_json())  # damage may show only here
+        return tokenizer
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError):
         raise UserError(f"{path} is damaged") from None

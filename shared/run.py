@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -26,9 +27,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shared.command_line import encode_prompt, pick_device, print_text
+from shared.command_line import encode_prompt, lock_metrics, pick_device, print_text
 from shared.corpora import END_OF_TEXT, Corpus
-from shared.files import ROOT, UserError, atomic_write, json_sha256, write_json, write_text
+from shared.files import (
+    ROOT,
+    UserError,
+    atomic_write,
+    json_sha256,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
@@ -84,16 +93,25 @@ class Run:
     def write_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
         """Write the states of `parts` and how far the run has come; after a signal, end here.
 
-        The checkpoint before stays until this one is whole and on the disk.
+        The checkpoint before stays until this one is whole and on the disk, and for good if this
+        one is of weights that are no numbers.
         """
+        self._check_folder()
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
-        progress["rows"] = len(self.rows)
+        progress["rows"] = self.rows
         states = [part.state_dict() for part in parts]
+        if not all(tensor.isfinite().all() for tensor in tensors_in(states)):
+            raise UserError(
+                f"the weights are no numbers after step {self.step}: lower the rates and start "
+                "again; the checkpoint before is kept"
+            )
         try:
             with atomic_write(self.checkpoint) as file:
                 torch.save({"run": self.identity, "progress": progress, "states": states}, file)
-        except RuntimeError:  # torch's way to say that the disk is full
-            raise UserError(f"{self.checkpoint} cannot be written: is the disk full?") from None
+        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+            system = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(system, "strerror", None) or "is the disk full?"
+            raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
         if self.signal:
             self.bar.close()
             print_text(f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on")
@@ -110,6 +128,9 @@ class Run:
         try:
             with warnings.catch_warnings():  # what torch thinks of a foreign file, we say below
                 warnings.simplefilter("ignore")
+                with zipfile.ZipFile(path) as archive:  # torch reads over a wrong checksum
+                    if damaged := archive.testzip():
+                        raise UserError(f"{path} is damaged (in {damaged})")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, value in self.identity.items():
                 if name not in FREE_OPTIONS and value is not None and saved["run"][name] != value:
@@ -122,7 +143,7 @@ class Run:
             progress = saved["progress"]
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.losses = progress["losses"]
-            self.rows = read_rows(self.metrics)[: progress["rows"]]
+            self.rows = list(progress["rows"])
         except UserError:
             raise
         except Exception as error:  # a damaged file can fail in any way
@@ -133,11 +154,16 @@ class Run:
     def __enter__(self) -> "Run":
         if self.step > self.config.steps:
             raise UserError(f"the run in {self.out} is past --steps {self.config.steps} already")
+        self.metrics_file = lock_metrics(self.out)
         if self.checkpoint.exists() and not self.config.resume:
+            self.metrics_file.close()  # Windows does not rename a folder with an open file
             self._keep_earlier_run()
+            self.metrics_file = lock_metrics(self.out)
+        remove_unfinished(self.out)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         self.tokenizer.save(self.out / "tokenizer.json")
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.metrics_file.truncate(0)
+        self.metrics_file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python's own condition
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -150,17 +176,24 @@ class Run:
         self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
         if self.events:
             self.events.close()
+        if kind:
+            self.metrics_file.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
         if self.signal:  # the second one does not wait
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.signal = number
+
+    def _check_folder(self) -> None:
+        """UserError if the folder is gone: a new one would have part of the run alone."""
+        if not self.metrics.exists():
+            raise UserError(f"{self.out} is gone: it was moved or removed during the run")
 
     def _keep_earlier_run(self) -> None:
         """Rename the folder of an earlier run: hours of training must not go by a slip."""
@@ -212,9 +245,11 @@ class Run:
     def log_step(self, loss: float, learning_rate: float, seconds: float) -> None:
         """Count a step that had this training `loss`; UserError if it is no number any more."""
         if not math.isfinite(loss):
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             raise UserError(
-                f"the loss is {loss} at step {self.step}: lower --learning-rate ({learning_rate:g} "
-                "there) and start again"
+                f"the loss is {loss} at step {self.step}, the learning rate {learning_rate:g}, the "
+                f"gradient norm {torch.nn.utils.get_total_norm(gradients):g}: lower "
+                "--learning-rate and start again; the last checkpoint is kept"
             )
         self.step += 1
         self.seconds += seconds
@@ -257,8 +292,8 @@ class Run:
 
     def _append_row(self, row: dict) -> None:
         self.rows.append(row)
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.metrics_file.write(json.dumps(row) + "\n")
+        self.metrics_file.flush()
         if self.events:
             write_events(self.events, row)
         if perf_counter() - self.drawn > DRAW_EVERY:
@@ -311,10 +346,12 @@ class Run:
         `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
         """
         sample = "".join(self.write(generate))
+        self._check_folder()
         summary = self._summary(corpus_tokens, dtype)
-        write_json(self.out / "summary.json", summary)
         write_text(self.out / "samples.txt", sample + "\n")
         self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
+        write_json(self.out / "summary.json", summary)  # the last one: it says that all is there
+        self.metrics_file.close()
         if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
             print(f"{left_out:,} bytes of validation text, unknown characters, are not scored")
         print("---- a sample ----")
@@ -355,9 +392,9 @@ class Run:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl, up to a line that a crash cut short."""
+    """The rows of metrics.jsonl, up to a line that is damaged or still being written."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -382,6 +419,15 @@ def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
     for name, value in row.items():
         if name != "step":
             events.add_scalar(name, value, row["step"])
+
+
+def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
+    """The tensors in a nest of dicts and lists."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list):
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from tensors_in(part)
 
 
 def draw_loss(rows: list[dict], picture: Path, title: str) -> None:

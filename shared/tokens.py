@@ -3,18 +3,22 @@
 A token file is a 64-byte header and then the ids, little-endian, nothing between them:
 
     bytes  0-7   the magic b"LMTOKENS"
-    bytes  8-11  version of the format, 1
+    bytes  8-11  version of the format, 2
     bytes 12-15  bytes an id: 2 (uint16) or 4 (uint32)
     bytes 16-23  number of ids
     bytes 24-55  SHA-256 of the tokenizer that made them
-    bytes 56-63  zero
+    bytes 56-59  CRC-32 of the ids
+    bytes 60-63  zero
 
-The hash is there because ids mean nothing under another tokenizer, and nothing else would tell.
+The hash is there because ids mean nothing under another tokenizer, and nothing else would tell. Nor
+would anything tell a damaged id from a right one, so the ids are read through once when a file is
+opened: about a second a gigabyte.
 """
 
 import codecs
 import inspect
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,8 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from shared.corpora import END_OF_TEXT, Corpus, cache_folder, read_documents
-from shared.files import UserError, atomic_write, json_sha256
+from shared.corpora import END_OF_TEXT, PIECE_BYTES, Corpus, cache_folder, read_documents
+from shared.files import UserError, atomic_write, json_sha256, write_text
 
 T = TypeVar("T")
 
@@ -114,8 +118,8 @@ def windows_in_order(
 
 
 MAGIC = b"LMTOKENS"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQ32s8x")
+VERSION = 2
+HEADER = struct.Struct("<8sIIQ32sI4x")
 DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
@@ -132,38 +136,44 @@ def write_token_file(
 ) -> int:
     """Write the ids of all `pieces` in order, holding one piece at a time; return their number."""
     dtype = smallest_dtype(vocab_size)
-    count = 0
+    count = crc = 0
     with atomic_write(path) as file:
         file.write(bytes(HEADER.size))  # the count is known at the end
         for ids in pieces:
-            file.write(np.asarray(ids, dtype=dtype).tobytes())
+            data = np.asarray(ids, dtype=dtype).tobytes()
+            file.write(data)
             count += len(ids)
+            crc = zlib.crc32(data, crc)
         file.seek(0)
         sha256 = bytes.fromhex(tokenizer_sha256)
-        file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, count, sha256))
+        file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, count, sha256, crc))
     return count
 
 
 def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
     """The ids in `path`, (count,) uint16 or uint32, memory-mapped: only what is looked at is read.
 
-    UserError if the file is not a token file, is cut short, or was made by another tokenizer.
+    UserError if the file is not a token file, is damaged, or was made by another tokenizer.
     """
     path = Path(path)
     again = f"delete {path} and run again: it will be made anew"
     try:
         with open(path, "rb") as file:
             header = file.read(HEADER.size)
-        size = path.stat().st_size
+            size, crc = len(header), 0
+            while piece := file.read(PIECE_BYTES):
+                size, crc = size + len(piece), zlib.crc32(piece, crc)
     except OSError as error:
         raise UserError(f"the token file {path} cannot be read ({error.strerror})") from None
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         raise UserError(f"{path} is not a token file; {again}")
-    _, version, itemsize, count, sha256 = HEADER.unpack(header)
+    _, version, itemsize, count, sha256, expected_crc = HEADER.unpack(header)
     if version != VERSION or itemsize not in DTYPES:
         raise UserError(f"{path} is a token file of an unknown kind (version {version}); {again}")
     if size != HEADER.size + count * itemsize:
         raise UserError(f"{path} should hold {count:,} tokens but is cut short or damaged; {again}")
+    if crc != expected_crc:
+        raise UserError(f"{path} is damaged; {again}")
     if sha256.hex() != tokenizer_sha256:
         raise UserError(f"{path} was made by another tokenizer; {again}")
     if count == 0:  # an empty range cannot be mapped
@@ -177,7 +187,11 @@ def cached_token_file(
     """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time, by
     `workers` processes (0: one a core)."""
     sha256 = json_sha256(tokenizer.to_json())
-    path = cache_folder() / "tokens" / f"{split.stem}-{corpus.sha256[:16]}-{sha256[:16]}.bin"
+    path = (
+        cache_folder()
+        / "tokens"
+        / f"{split.stem}-{corpus.sha256[:16]}-{sha256[:16]}-v{VERSION}.bin"
+    )
     if not path.exists():
         tokenizer.encode_file(split, path, workers)
     return open_token_file(path, sha256)
@@ -187,12 +201,21 @@ def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T
     """What `train()` returns, kept in the cache under `key` and the source of the class.
 
     A tokenizer is a function of its text and of its code, so neither a new text nor an edit of the
-    class can meet an old one.
+    class can meet an old one. Its checksum is kept beside it: a damaged tokenizer is mostly still
+    a tokenizer, only another one.
     """
     name = json_sha256([inspect.getsource(tokenizer_class), *key])[:16]
     path = cache_folder() / "tokenizers" / f"{name}.json"
-    if path.exists():
-        return tokenizer_class.load(path)
+    checksum = path.with_suffix(".sha256")
+    if checksum.exists():  # written last
+        try:
+            tokenizer = tokenizer_class.load(path)
+        except UserError as error:
+            raise UserError(f"{error}: delete {path.parent} and run again") from None
+        if checksum.read_bytes() != json_sha256(tokenizer.to_json()).encode():
+            raise UserError(f"{path} is damaged: delete {path.parent} and run again")
+        return tokenizer
     tokenizer = train()
     tokenizer.save(path)
+    write_text(checksum, json_sha256(tokenizer.to_json()))
     return tokenizer

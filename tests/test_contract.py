@@ -22,6 +22,7 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.faults import equal, read_run
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, well_formed
 from shared.run import Run
 
@@ -184,33 +185,6 @@ def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def equal(left, right) -> bool:
-    """Whether two nests of dicts, lists, numbers and tensors are the same to the bit."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(equal, left, right))
-    return left == right
-
-
-def without_times(rows):
-    timed = {"seconds", "tokens_per_second"}
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
-
-
-def read_run(folder):
-    """What a run leaves, but for its times and its folder's name."""
-    state = weights(folder)
-    state["progress"].pop("seconds")
-    state["run"] = {k: v for k, v in state["run"].items() if k not in ("out", "resume")}
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((folder / "summary.json").read_text())
-    text = (folder / "samples.txt").read_bytes()
-    return state, without_times(rows), without_times([summary]), text
-
-
 def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path):
     config = small_config(version, data=str(corpus_file), out=str(tmp_path), steps=60)
     summary = version.train(config)
@@ -247,7 +221,7 @@ def test_the_seed_decides_everything(version, corpus_file, tmp_path):
         version.train(small_config(version, data=str(corpus_file), out=str(folder), seed=seed))
     one, same, other = map(read_run, folders)
     assert equal(one, same)
-    assert not equal(one[0]["states"][0], other[0]["states"][0])
+    assert not equal(one["checkpoint"]["states"], other["checkpoint"]["states"])
 
 
 def test_evaluation_does_not_change_training(version, corpus_file, tmp_path):

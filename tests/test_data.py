@@ -3,18 +3,22 @@
 import gzip
 import hashlib
 import http.server
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared import corpora
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
 from shared.files import UserError, atomic_write
 from shared.tokens import open_token_file, random_windows, windows_in_order, write_token_file
+
+ADDRESSES = dict(corpora.DOWNLOADS)
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +120,24 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, complaint):
         raise AssertionError("prepared, although it cannot be used")
 
 
+@pytest.mark.parametrize("name", ["corpus.json", "train.txt", "val.txt"])
+def test_a_damaged_corpus_in_the_cache_is_named(tmp_path, name):
+    source = str(write(tmp_path / "a.txt", "some text\n" * 20))
+    path = load_corpus(source).train.with_name(name)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for content in (b"", whole[:7], whole[:-8], flipped, b"[]", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged: delete it and run again") as complaint:
+            load_corpus(source)
+        assert str(path.parent) in str(complaint.value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="is damaged: delete it and run again"):
+        load_corpus(source)
+
+
 def test_pydocs_is_prose_and_the_same_each_time(tmp_path, monkeypatch):
     corpus = load_corpus("pydocs")
     assert 1e6 < corpus.train_bytes < 3e6 and 5e4 < corpus.val_bytes < 4e5
@@ -140,34 +162,54 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 class Server(http.server.BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}
     breaks_after: int | None = None  # bytes sent before the connection is closed, once
+    behaviour = ""  # what is wrong with the server
     ranges: list[str] = []  # the ones asked for
 
     def do_GET(self):
+        if self.behaviour.startswith("redirects to ") and self.path != "/moved.txt":
+            self.send_response(302)
+            self.send_header("Location", self.behaviour.removeprefix("redirects to "))
+            return self.end_headers()
+        if self.behaviour == "hangs":
+            return hung.wait(20)
         body = self.files[self.path]
         asked = self.headers.get("Range", "")
         self.ranges.append(asked)
-        start = int(asked[6:-1]) if asked else 0
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(body) - start))
+        start = int(asked[6:-1]) if asked and self.behaviour != "ignores ranges" else 0
+        if start >= len(body):
+            return self.send_error(416)
+        if start and self.behaviour == "sends another range":
+            start -= 1
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.behaviour != "tells no length":
+            self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         body = body[start:]
-        if Server.breaks_after is not None:
+        if self.breaks_after is not None:
             body, Server.breaks_after = body[: Server.breaks_after], None
+        if self.behaviour == "sends too little":
+            body = body[:-1]
         self.wfile.write(body)
 
     def log_message(self, *_):
         pass
 
 
+hung = threading.Event()  # set: no request needs to hang any longer
+
+
 @pytest.fixture
 def server(monkeypatch):
+    hung.clear()
+    monkeypatch.setattr(corpora, "SCHEMES", ("http",))  # this server speaks no https
     text = ("Once upon a time.\n" + END_OF_TEXT) * 100
     Server.files = {"/train.txt": text.encode(), "/valid.txt": b"A dog. " * 9}
     Server.files["/t.txt.gz"] = gzip.compress(text.encode())
     Server.files["/v.txt.gz"] = gzip.compress(b"A dog. " * 9)
-    Server.breaks_after, Server.ranges = None, []
+    Server.breaks_after, Server.behaviour, Server.ranges = None, "", []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/"
         downloads = {
             "plain": (url + "train.txt", url + "valid.txt"),
@@ -176,6 +218,7 @@ def server(monkeypatch):
         }
         monkeypatch.setattr(corpora, "DOWNLOADS", downloads)
         yield url
+        hung.set()
         running.shutdown()
 
 
@@ -202,6 +245,74 @@ def test_a_broken_download_goes_on_where_it_stopped(server, name, size):
     assert Server.ranges[1] == f"bytes={size}-"
 
 
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 3100), max_size=5), st.booleans())
+def test_any_number_of_broken_downloads_end_in_the_whole(server, breaks, ranges):
+    """Also when the connection breaks right at the end, or before anything came."""
+    Server.behaviour = "" if ranges else "ignores ranges"
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LADDER_CACHE", folder)
+        for size in breaks:
+            Server.breaks_after = size
+            try:
+                load_corpus("plain")
+            except UserError:
+                assert not (Path(folder) / "plain" / "train.txt").exists()
+        Server.breaks_after = None
+        assert load_corpus("plain").train.read_bytes() == Server.files["/train.txt"]
+
+
+@pytest.mark.parametrize(
+    "behaviour, complaint",
+    [
+        ("sends too little", r"3,099 of 3,100 bytes came"),
+        ("tells no length", "does not say how long"),
+        ("hangs", "timed out"),
+        ("redirects to ftp://127.0.0.1/train.txt", "ftp://127.0.0.1/train.txt is not http"),
+        ("redirects to file:///etc/passwd", "file:///etc/passwd' is not allowed"),
+        ("redirects to /train.txt", "infinite loop"),
+    ],
+)
+def test_what_a_bad_server_sends_is_no_corpus(server, behaviour, complaint, monkeypatch):
+    monkeypatch.setattr(corpora, "TIMEOUT", 0.2)
+    Server.behaviour = behaviour
+    for _ in range(2):
+        with pytest.raises(UserError, match=complaint):
+            load_corpus("plain")
+    assert not (corpora.cache_folder() / "plain" / "train.txt").exists()
+    Server.behaviour = ""
+    assert load_corpus("plain").train.read_bytes() == Server.files["/train.txt"]
+
+
+def test_another_part_than_was_asked_for_is_refused(server):
+    Server.breaks_after = 700
+    with pytest.raises(UserError):
+        load_corpus("plain")
+    Server.behaviour = "sends another range"
+    with pytest.raises(UserError, match="another part came"):
+        load_corpus("plain")
+    Server.behaviour = ""
+    assert load_corpus("plain").train.read_bytes() == Server.files["/train.txt"]
+
+
+def test_a_redirect_is_followed(server):
+    Server.files["/moved.txt"] = Server.files["/train.txt"]
+    Server.behaviour = f"redirects to {server}moved.txt"
+    Server.breaks_after = 700
+    with pytest.raises(UserError):
+        load_corpus("single")
+    assert load_corpus("single").train_bytes == 1620
+    assert Server.ranges == ["", "bytes=700-"]
+
+
+def test_only_https_is_downloaded_from(server, monkeypatch):
+    monkeypatch.setattr(corpora, "SCHEMES", ("https",))
+    with pytest.raises(UserError, match="is not https"):
+        load_corpus("plain")
+    assert Server.ranges == []
+    assert all(url.startswith("https://") for urls in ADDRESSES.values() for url in urls)
+
+
 def test_a_checksum_is_checked(server, monkeypatch):
     monkeypatch.setitem(corpora.CHECKSUMS, server + "train.txt", "0" * 64)
     with pytest.raises(UserError, match="wrong SHA-256"):
@@ -213,7 +324,7 @@ def test_a_checksum_is_checked(server, monkeypatch):
 
 def test_named_corpora_have_the_documented_addresses():
     hub = "https://huggingface.co/datasets/"
-    assert corpora.DOWNLOADS == {
+    assert ADDRESSES == {
         "tinystories": (
             hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt",
             hub + "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-valid.txt",
@@ -263,6 +374,10 @@ def test_bad_token_files_are_named_and_refused(tmp_path):
     path.write_bytes(whole + b"x")
     with pytest.raises(UserError, match="damaged"):
         open_token_file(path, SHA)
+    for position in (12, 16, 24, 56, 64, 1000, len(whole) - 1):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(UserError, match="tokens.bin"):
+            open_token_file(path, SHA)
     path.write_bytes(b"GIF89a" + bytes(2000))
     with pytest.raises(UserError, match="not a token file"):
         open_token_file(path, SHA)

@@ -26,7 +26,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
-from shared.files import read_tokenizer, write_json
+from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
@@ -143,6 +143,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        if config.vocab_size > 10_000:  # 400 MB, four times in training
+            raise UserError(f"too many characters, {config.vocab_size:,}, for a table: use v1")
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.zeros_(self.table.weight)  # at first, every token is as likely as any other
 
@@ -237,12 +239,12 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
     loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    run.model.zero_grad()
     loss.backward()
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.step, config)
         optimizer.step()
-    run.model.zero_grad()
     return loss.item()
 
 

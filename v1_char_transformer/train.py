@@ -314,12 +314,12 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
     loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    run.model.zero_grad()
     loss.backward()
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.step, config)
         optimizer.step()
-    run.model.zero_grad()
     return loss.item()
 
 

@@ -707,6 +707,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
     """Move the weights once against the gradient of a batch's loss; return that loss."""
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
     total, batches = 0.0, config.accumulation_steps
+    run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
         inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, batch, config))
         with mixed_precision(run.device):
@@ -721,7 +722,6 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
         for group in optimizer.param_groups:
             group["lr"] = rate * ratio
         optimizer.step()
-    run.model.zero_grad()
     return total
 
 

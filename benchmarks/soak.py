@@ -1,0 +1,160 @@
+"""A long run of a tiny model: does it grow, leave files open, or slow down?
+
+    python benchmarks/soak.py                     every version, 20,000 steps
+    python benchmarks/soak.py --versions v4 --steps 100000
+
+Trains with evaluation and checkpoints, writes a sample now and then, and measures the process
+between steps. Tables, picture and results.json go to benchmarks/results/soak/; `--readme` trains
+nothing and writes them from results.json. Memory and open files are Linux's /proc.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import pictures
+from benchmarks.common import RESULTS, load_version, markdown, pick_versions, short_commit
+from benchmarks.faults import SIZES, Subject, some_text
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.run import Run, machine_facts
+
+POINTS = 100  # measurements of a run
+SMALLER = SIZES | {"n_layers": 1, "width": 16, "head_size": 8, "feed_forward_size": 24}
+WARM_UP = 0.1  # share of a run whose memory is not part of the slope: allocators settle
+
+
+@dataclass
+class Options:
+    """Train tiny models for long, and measure the process."""
+
+    steps: int = 20_000  # of each run
+    versions: tuple[str, ...] = ()  # v2 v4; all if not given
+    readme: bool = False  # train nothing, write tables and picture from results.json
+
+    def __post_init__(self) -> None:
+        if self.steps < POINTS:
+            raise UserError(f"--steps {self.steps} must be at least {POINTS}")
+
+
+def measure_child() -> None:
+    """What a child does: a version's main, measured between its steps; a JSON file of it at the
+    end, with the samples written now and then."""
+    version, steps, path, *arguments = sys.argv[1:]
+    module, every = load_version(version), int(steps) // POINTS
+    log_step, points = Run.log_step, []
+    started = time.process_time()
+
+    def measured(run: Run, *rest: object) -> None:
+        nonlocal started
+        log_step(run, *rest)
+        if run.step % every == 0:
+            point = {"step": run.step, "step_seconds": (time.process_time() - started) / every}
+            points.append(point | process_state())
+            if run.step % (10 * every) == 0:
+                module.sample(run)
+            started = time.process_time()
+
+    Run.log_step = measured
+    before = process_state()["handles"]
+    module.main(arguments)
+    write_json(path, {"points": points, "left_open": process_state()["handles"] - before})
+
+
+def process_state() -> dict[str, int]:
+    """Bytes of memory and open file handles of this process; matplotlib keeps its fonts open."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    handles = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    handles = [path for path in handles if not path.endswith(".ttf")]
+    return {"memory": pages * os.sysconf("SC_PAGE_SIZE"), "handles": len(handles)}
+
+
+def soak(options: Options) -> dict:
+    """Train every version in a process of its own; what goes into results.json."""
+    runs = {}
+    with tempfile.TemporaryDirectory(prefix="ladder-soak-") as name:
+        folder = Path(name)
+        text = some_text(folder, 20_000)
+        for version in tqdm(pick_versions(options.versions), unit="version"):
+            subject = Subject(version, text, folder, SMALLER)
+            every = options.steps // POINTS
+            arguments = subject.arguments(
+                folder / version, steps=options.steps, evaluate_every=every, checkpoint_every=every
+            )
+            code = "from benchmarks import soak; soak.measure_child()"
+            result = folder / f"{version}.json"
+            command = [sys.executable, "-c", code, version, str(options.steps), str(result)]
+            environment = os.environ | {"LADDER_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                [*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+            )
+            if done.returncode:
+                raise UserError(f"{version} ended with status {done.returncode}")
+            runs[version] = read_json(result)
+    return {"steps": options.steps, "runs": runs, "machine": machine_facts()}
+
+
+def slope(points: Sequence[dict]) -> float:
+    """Bytes of memory that a step adds: least squares, after the warm-up."""
+    settled = points[int(WARM_UP * len(points)) :]
+    return float(np.polyfit([p["step"] for p in settled], [p["memory"] for p in settled], 1)[0])
+
+
+def tenth_medians(points: Sequence[dict]) -> tuple[float, float]:
+    """The median CPU time of a step, in seconds, in the first and in the last tenth of a run."""
+    tenth = max(1, len(points) // 10)
+    parts = points[1 : 1 + tenth], points[-tenth:]  # the first one imports and warms up
+    first, last = (float(np.median([p["step_seconds"] for p in part])) for part in parts)
+    return first, last
+
+
+def report(results: dict) -> str:
+    """The table, as it stands in table.md."""
+    head = ["version", "memory, MB", "grows by, bytes a step", "handles", "left open"]
+    rows = [[*head, "CPU ms a step, first tenth", "last tenth"]]
+    for version, run in results["runs"].items():
+        points = run["points"]
+        settled = points[int(WARM_UP * len(points))]
+        handles = sorted({point["handles"] for point in points})
+        rows.append(
+            [
+                version,
+                f"{settled['memory'] / 1e6:.1f} → {points[-1]['memory'] / 1e6:.1f}",
+                f"{slope(points):.0f}",
+                " to ".join(map(str, dict.fromkeys((handles[0], handles[-1])))),
+                str(run["left_open"]),
+                *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(points)),
+            ]
+        )
+    machine = results["machine"]
+    depends = (
+        f"{results['steps']:,} steps of a tiny model with {POINTS} evaluations and checkpoints, "
+        f"whose time is in a step's, and {POINTS // 10} samples. Python {machine['python']}, torch "
+        f"{machine['torch']}, commit {short_commit(machine['commit'])}."
+    )
+    return f"{markdown(rows)}\n\n{depends}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        folder = RESULTS / "soak"
+        if not options.readme:
+            write_json(folder / "results.json", soak(options))
+        results = read_json(folder / "results.json")
+        write_text(folder / "table.md", report(results) + "\n")
+        pictures.save(pictures.draw_soak(results["runs"]), folder / "soak.png")
+        print_text(report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""Nothing is lost and every fault is told in a line: the short form of benchmarks/faults.py."""
+
+import io
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import string
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VERSIONS
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from benchmarks import faults, soak
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.faults import Subject, call, difference, one_line_lacks
+from shared.command_line import load_config, lock_metrics
+from shared.files import UserError, read_json
+from shared.run import Run
+from shared.tokens import open_token_file
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
+NAMES = [name.split("_")[0] for name in VERSIONS]
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=NAMES)
+def subject(request, tmp_path_factory, corpus_file):
+    """A version and, in `folder`/untouched, a run of it with a cache of its own."""
+    folder = tmp_path_factory.mktemp(request.param)
+    made = Subject(request.param, corpus_file, folder, faults.SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LADDER_CACHE", str(folder / "untouched" / "cache"))
+        assert call(made, made.arguments(folder / "untouched" / "run"))[0] == 0
+    return made
+
+
+@pytest.fixture
+def finished(subject, tmp_path):
+    """A copy of the untouched run."""
+    return shutil.copytree(subject.folder / "untouched" / "run", tmp_path / "run")
+
+
+def lost(trials) -> list[tuple]:
+    """The trials in which something was lost; an error if nothing was tried."""
+    trials = list(trials)
+    assert trials
+    return [trial for trial in trials if trial[2]]
+
+
+def refusal(subject, arguments) -> str:
+    """The one line that ends a run with these arguments."""
+    status, _, errors = call(subject, arguments)
+    assert one_line_lacks(status, errors) == ""
+    return errors.replace("\r", "\n").splitlines()[-1]
+
+
+# ---- stopped ----
+
+
+def killed(subject, arguments, n: int) -> bool:
+    """Whether a process with these arguments was killed: at the nth write or step it comes to."""
+    child = os.fork()
+    if child == 0:
+        left = n
+
+        def deadly(function):
+            def wrapped(*rest):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*rest)
+
+            return wrapped
+
+        os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+        Run.log_step = deadly(Run.log_step)
+        os._exit(call(subject, arguments)[0])
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@needs_fork
+def test_a_run_killed_at_its_writes_is_the_untouched_one(subject, tmp_path, monkeypatch):
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    arguments, run = subject.arguments(tmp_path / "run"), tmp_path / "run"
+    for n in count(1, 5):
+        resume = ["--resume"] if (run / "checkpoint.pt").exists() else []
+        if not killed(subject, [*arguments, *resume], n):
+            break
+        assert faults.damaged_files(tmp_path) == ""
+    assert n > 20
+    assert difference(subject.folder / "untouched" / "run", run) == ""
+
+
+def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
+    if subject.version != "v4_modern":
+        pytest.skip("one process is enough: the others are killed above")
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    outcome = faults.start(subject, tmp_path, ("checkpoint", 2, 0.001, faults.KILL))
+    assert outcome.status == -faults.KILL and outcome.phases[-1][0] == "step"
+    assert faults.damaged_files(tmp_path) == ""
+    assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
+    assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch, number):
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.fsync", lambda _: signal.raise_signal(number))
+    status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
+    assert status == 128 + number and errors.splitlines()[-1].endswith("stopped")
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_sigterm_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch):
+    log_step = Run.log_step
+
+    def interrupted(run, *rest):
+        log_step(run, *rest)
+        if run.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log_step", interrupted)
+        status, said, _ = call(subject, subject.arguments(tmp_path / "run"))
+    assert status == 143
+    assert said.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run goes on\n")
+    assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
+    assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
+# ---- disks and folders ----
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(subject, finished):
+    resource = pytest.importorskip("resource")
+    before = (finished / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (100, len(before) // 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            line = refusal(subject, ["--resume", "--out", finished, "--steps", "20"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(finished) in line and "large" in line
+        assert (finished / "checkpoint.pt").read_bytes() == before
+        assert list(finished.glob("*.tmp")) == []
+    assert call(subject, ["--resume", "--out", finished, "--steps", "12"])[0] == 0
+    assert difference(subject.folder / "untouched" / "run", finished) == ""
+
+
+@contextmanager
+def nobody():
+    """Not root, whom no permission holds back."""
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 65534:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="only Linux changes users so")
+def test_a_read_only_folder(subject, corpus_file, monkeypatch):
+    with tempfile.TemporaryDirectory() as name:  # others may not look into pytest's
+        folder = Path(name)
+        shutil.copy(corpus_file, folder / "a.txt")
+        shutil.copytree(subject.folder / "untouched" / "run", folder / "run")
+        for path in (folder, folder / "run"):
+            path.chmod(0o555)
+        monkeypatch.setenv("LADDER_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        with nobody():
+            new = refusal(subject, subject.arguments(folder / "new", data=folder / "a.txt"))
+            old = refusal(subject, ["--resume", "--out", folder / "run"])
+        assert f"no files can be written to {folder}" in new
+        assert f"no files can be written to {folder / 'run'}" in old
+        for path in (folder, folder / "run"):
+            path.chmod(0o755)
+
+
+def test_a_folder_that_vanishes(subject, tmp_path, monkeypatch):
+    log_step, out = Run.log_step, tmp_path / "run"
+
+    def vanish(run, *rest):
+        if run.step == 4:
+            shutil.move(out, tmp_path / "moved")
+        log_step(run, *rest)
+
+    monkeypatch.setattr(Run, "log_step", vanish)
+    assert "was moved or removed" in refusal(subject, subject.arguments(out))
+    assert not out.exists()
+    assert torch.load(tmp_path / "moved" / "checkpoint.pt")["progress"]["step"] == 3
+
+
+def test_two_runs_into_one_folder(subject, finished):
+    resume = ["--resume", "--out", finished]
+    with lock_metrics(finished):
+        for arguments in (resume, subject.arguments(finished)):
+            assert f"another run is writing to {finished}" in refusal(subject, arguments)
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
+    assert call(subject, resume)[0] == 0
+
+
+@needs_fork
+def test_the_lock_of_a_killed_run_is_none(tmp_path):
+    ready, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with lock_metrics(tmp_path):
+            os.write(write, b"x")
+            signal.pause()
+    try:
+        os.read(ready, 1)
+        with pytest.raises(UserError, match="another run"):
+            lock_metrics(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    lock_metrics(tmp_path).close()
+    os.close(ready), os.close(write)
+
+
+# ---- bad files, values, numbers, texts ----
+
+
+def test_damaged_files_are_told_or_harmless(subject):
+    options = faults.Options(damages=1)
+    assert lost(faults.files(subject, random.Random(0), options)) == []
+
+
+@settings(max_examples=30)
+@given(st.binary(max_size=300), st.integers(0, 100), st.booleans())
+@example(b"", 0, True)
+def test_any_bytes_in_a_file_are_told(subject, content, kept, whole):
+    """After the first `kept` hundredths of the true file, what stood there or nothing of it."""
+    run = subject.folder / "untouched" / "run"
+    module = subject.module
+    for name in ("tokenizer.json", "config.json"):
+        true = (run / name).read_bytes()
+        at = len(true) * kept // 100
+        path = subject.folder / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(true[:at] + content + (true[at + len(content) :] if whole else b""))
+        try:
+            if name == "tokenizer.json":
+                module.Tokenizer.load(path)
+            else:
+                load_config(module.Config, path.parent)
+        except UserError as error:
+            assert name in str(error)
+    path = subject.folder / "out" / "tokens.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="tokens.bin"):
+        open_token_file(path, "ab" * 32)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_does_not(subject, finished, tmp_path):
+    bomb = pickle.dumps({"run": Bomb(tmp_path / "burst")})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(finished / "checkpoint.pt") as true, zipfile.ZipFile(packed, "w") as made:
+        for name in true.namelist():
+            made.writestr(name, bomb if name.endswith("data.pkl") else true.read(name))
+    for content in (bomb, packed.getvalue()):
+        (finished / "checkpoint.pt").write_bytes(content)
+        for option in ("--sample", "--resume"):
+            assert "checkpoint.pt" in refusal(subject, [option, "--out", finished])
+    assert not (tmp_path / "burst").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "burst").exists()  # it would have
+
+
+def test_damaged_metrics_cost_nothing(subject, finished):
+    for content in (b"\xff{\n[1]", None):
+        (finished / "metrics.jsonl").unlink()
+        if content is not None:
+            (finished / "metrics.jsonl").write_bytes(content)
+        assert call(subject, ["--resume", "--out", finished])[0] == 0
+        assert difference(subject.folder / "untouched" / "run", finished) == ""
+
+
+def test_values_of_every_kind(subject, tmp_path):
+    left_out = {"data", "out", "prompt", "resume", "sample", "compile", "device", "steps"}
+    names = [name for name in subject.known if name not in left_out]
+    numbers = st.sampled_from(faults.WRONG_VALUES) | st.integers(-2, 9) | st.floats(-1, 4)
+    values = numbers | st.floats() | st.text(string.printable, max_size=5)
+
+    @settings(max_examples=8)
+    @given(st.dictionaries(st.sampled_from(names), values, max_size=4))
+    def check(options):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        arguments = subject.arguments(tmp_path / "run", steps=1, max_new_tokens=1)
+        for name, value in options.items():
+            arguments += [faults.option(name) + "=" + str(value)]
+        status, _, errors = call(subject, arguments, most=1)
+        assert not status or one_line_lacks(status, errors) == ""
+
+    check()
+
+
+def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
+    allocator = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+    for error in (MemoryError(), RuntimeError(allocator), torch.OutOfMemoryError("CUDA")):
+        monkeypatch.setattr(subject.module, "training_step", lambda *_, error=error: raise_(error))
+        assert "out of memory" in refusal(subject, subject.arguments(tmp_path / "run"))
+        shutil.rmtree(tmp_path / "run")
+
+
+def raise_(error):
+    raise error
+
+
+def test_weights_that_are_no_numbers_are_never_saved(subject):
+    assert lost(faults.numbers(subject, random.Random(1), faults.Options(rounds=1))) == []
+
+
+def test_any_bytes_are_trained_on_or_refused(subject, tmp_path):
+    some = st.binary(max_size=3000) | st.text(max_size=1000).map(
+        lambda t: t.encode("utf-8", "replace")
+    )
+
+    @settings(max_examples=6)
+    @given(some | st.binary(min_size=1, max_size=3).map(lambda piece: piece * 999))
+    @example(bytes(3000))
+    @example(b"<|endoftext|>" * 3000 + b"a word or two\n" * 20)
+    def check(content):
+        (tmp_path / "a.txt").write_bytes(content)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        arguments = subject.arguments(tmp_path / "run", data=tmp_path / "a.txt", context_length=4)
+        status, _, errors = call(subject, arguments, most=1)
+        assert not status or one_line_lacks(status, errors) == ""
+
+    check()
+
+
+# ---- results ----
+
+
+def test_the_readme_shows_what_was_broken():
+    results = read_json(RESULTS / "faults" / "results.json")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- results faults -->\n(.*?)<!-- /results -->", text, re.DOTALL)
+    assert block[1] == faults.report(results) + "\n"
+    assert (RESULTS / "faults" / "table.md").read_text(encoding="utf-8") == block[1]
+    kills = [trial for trial in results["trials"] if trial["where"].startswith("kill in")]
+    assert len(kills) >= 50 and {trial["version"] for trial in kills} == set(VERSIONS)
+    assert not any(trial["lost"] for trial in results["trials"])
+
+
+def test_what_is_lost_is_shown():
+    trial = {"fault": "kill", "version": "v0_bigram", "where": "kill in step", "ended": "gone on"}
+    trial["commit"] = "abc"
+    trials = [trial | {"lost": ""}, trial | {"lost": "metrics differs"}]
+    machine = {"python": "3", "torch": "2"}
+    text = faults.report({"trials": trials, "seed": 0, "machine": machine})
+    assert "| kill in step | 2 | gone on | **1** |" in text
+
+
+def test_a_long_run_does_not_grow():
+    results = read_json(RESULTS / "soak" / "results.json")
+    assert list(results["runs"]) == VERSIONS and results["steps"] >= 20_000
+    assert (RESULTS / "soak" / "table.md").read_text(encoding="utf-8") == soak.report(
+        results
+    ) + "\n"
+    for run in results["runs"].values():
+        first, last = soak.tenth_medians(run["points"])
+        assert soak.slope(run["points"]) * results["steps"] < 20e6
+        assert run["left_open"] == 0
+        assert last < 1.3 * first
+
+
+def test_growth_is_seen():
+    points = [
+        {"step": 10 * i, "memory": 10**8 + 500 * i, "step_seconds": 0.001 * (1 + i // 100)}
+        for i in range(200)
+    ]
+    assert soak.slope(points) == pytest.approx(50)
+    assert soak.tenth_medians(points) == pytest.approx((0.001, 0.002))
+
+
+def test_open_files_are_counted(tmp_path):
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("only Linux has /proc")
+    before = soak.process_state()["handles"]
+    with open(tmp_path / "a", "w"):
+        assert soak.process_state()["handles"] == before + 1
+    assert soak.process_state()["handles"] == before
