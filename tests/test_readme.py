@@ -61,8 +61,10 @@ def run_command(folder: Path, command: str, capfd) -> str:
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=as_python_runs, args=(folder, arguments))
     process.start()
-    process.join()
-    said = capfd.readouterr()
+    process.join(100)
+    ended, said = not process.is_alive(), capfd.readouterr()
+    process.kill()
+    assert ended, f"say in a comment how long this takes: {command}"
     assert process.exitcode == 0, f"{command}\n{said.out}{said.err}"
     return said.out
 
