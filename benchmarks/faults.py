@@ -210,6 +210,7 @@ def start(
 
 def tell_phases() -> None:
     """What a child does: a version's main, with lines on stdout when its phases begin and end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell puts us behind
     version, *arguments = sys.argv[1:]
     module = load_version(version)
     for phase, owner, name in (
@@ -568,10 +569,11 @@ def break_all(options: Options) -> dict:
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
+        subjects = {v: Subject(v, text, Path(folder) / v, SIZES) for v in versions}
         bar = tqdm(jobs, unit="fault")
         for version, fault in bar:
             bar.set_description(f"{fault} {version}")
-            subject = Subject(version, text, Path(folder) / version, SIZES)
+            subject = subjects[version]
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")
             for where, ended, lost in FAULTS[fault](subject, chance, options):
