@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import random
-import re
 import shutil
 import signal
 import string
@@ -21,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import faults, soak
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
 from shared.command_line import load_config, lock_metrics
 from shared.files import UserError, read_json
@@ -356,12 +355,8 @@ def test_any_bytes_are_trained_on_or_refused(subject, tmp_path):
 # ---- results ----
 
 
-def test_the_readme_shows_what_was_broken():
+def test_nothing_was_lost():
     results = read_json(RESULTS / "faults" / "results.json")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- results faults -->\n(.*?)<!-- /results -->", text, re.DOTALL)
-    assert block[1] == faults.report(results) + "\n"
-    assert (RESULTS / "faults" / "table.md").read_text(encoding="utf-8") == block[1]
     kills = [trial for trial in results["trials"] if trial["where"].startswith("kill in")]
     assert faults.times(kills) >= 50 and {trial["version"] for trial in kills} == set(VERSIONS)
     assert not any(trial["lost"] for trial in results["trials"])
