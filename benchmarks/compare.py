@@ -207,7 +207,7 @@ def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragrap
     samples = {}
     for prompt in prompts:
         module, run = open_run(version, folder, prompt=prompt, max_new_tokens=120)
-        samples[prompt] = module.sample(run)
+        samples[prompt] = "".join(run.write(module.generate))
     ids = run.tokenizer.encode(paragraph)
     pieces = [run.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
     return {"samples": samples, "tokens": pieces}

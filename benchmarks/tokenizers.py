@@ -39,6 +39,7 @@ from shared.run import machine_facts
 from shared.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LARGE = 100_000_000  # bytes beyond which one turn is enough: it takes minutes
 # MB beyond which a contestant is left out: it would take hours.
 SLOW = {("train", "v2"): 0.1, ("encode", "v2"): 2}
 
@@ -49,7 +50,7 @@ class Options:
 
     sizes: tuple[float, ...] = (1, 30, 200)  # MB of text
     vocab_size: int = 10_000  # tokens to learn
-    repeats: int = 3  # turns of each contestant
+    repeats: int = 3  # turns of each contestant; of more than 100 MB, one
     all_cores: bool = False  # measure also with all cores
     data: str = ""  # a text file to use in place of this machine's own
     name: str = "tokenizers"  # of the folder of results
@@ -289,7 +290,7 @@ def compare_at(
         if n_bytes <= SLOW.get((task, who), 1e6) * 1e6
     ]
     turns = {contestant: [] for contestant in contestants}
-    order = contestants * options.repeats
+    order = contestants * (options.repeats if n_bytes <= LARGE else 1)
     for task, who in tqdm(order, desc=f"{n_bytes / 1e6:g} MB, {cores} cores"):
         arguments = [task, who, str(text_file), str(options.vocab_size), str(ours_file)]
         turns[task, who].append(turn(arguments, cores))
@@ -362,7 +363,8 @@ def report(results: dict) -> str:
     options, machine = results["options"], results["machine"]
     text = options["data"] or "the embedded corpus, this Python's sources, files of /usr/share"
     parts.append(
-        f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns; "
+        f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns (of "
+        "more than 100 MB, one); "
         f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; Python "
         f"{machine['python']}, commit {short_commit(machine['commit'])}."
     )

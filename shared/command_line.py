@@ -16,7 +16,9 @@ import torch
 import tyro
 
 from shared.corpora import DOWNLOADS
-from shared.files import UserError, lock, read_json
+from shared.files import UserError, lock, need_package, read_json
+from shared.model_files import read_sizes
+from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
 
 ConfigType = TypeVar("ConfigType")
@@ -36,17 +38,36 @@ SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float
 def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
     """The config that `arguments` (None: those of the process) ask for.
 
-    With --resume or --sample, what they do not say is as the run in --out was started.
+    With --resume or --sample, what they do not say is as the run in --out was started, with
+    --init-from, the size of the model is as there.
     """
     config = parse_options(config_class, arguments)
     if config.resume or config.sample:
         config = parse_options(config_class, arguments, load_config(config_class, config.out))
+    elif getattr(config, "init_from", ""):
+        config = _with_sizes_of(config.init_from, config_class, arguments)
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         path = Path(os.path.expanduser(config.data)).resolve()
         config = dataclasses.replace(config, data=str(path))
+    if config.tensorboard and not config.sample:
+        need_package("tensorboard", "--tensorboard")
     if not config.sample:
         _check_folder(Path(config.out).resolve())
     return config
+
+
+def _with_sizes_of(
+    folder: str, config_class: type[ConfigType], arguments: Sequence[str] | None
+) -> ConfigType:
+    """The config that `arguments` ask for, with the sizes of the model in `folder`."""
+    sizes = read_sizes(folder)
+    folder = str(Path(folder).expanduser().resolve())  # --resume may come from another one
+    config = parse_options(config_class, arguments, config_class(init_from=folder, **sizes))
+    for name in sizes.keys() - {"context_length"}:  # the only one that may differ
+        if getattr(config, name) != sizes[name]:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {getattr(config, name)}: the model has {sizes[name]}")
+    return dataclasses.replace(config, init_from=folder)
 
 
 def _check_folder(out: Path) -> None:
@@ -188,8 +209,12 @@ def pick_device(name: str) -> str:
 
 
 def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
-    """With --resume, the tokenizer of the run that goes on."""
-    return tokenizer_class.load(Path(config.out) / "tokenizer.json") if config.resume else None
+    """With --resume the tokenizer of the run that goes on, with --init-from that of the model."""
+    if config.resume:
+        return tokenizer_class.load(Path(config.out) / "tokenizer.json")
+    if folder := getattr(config, "init_from", ""):
+        return load_hugging_face(tokenizer_class, Path(folder) / "tokenizer.json")
+    return None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -201,7 +226,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, end: str = "\n") -> None:
     """Print any text on any terminal: what its encoding lacks becomes a question mark."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and errors that say in one line what to do."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -81,6 +82,12 @@ def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON
     """Write `value` as JSON, one key a line where it is an object."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode("ascii"))
+
+
+def need_package(name: str, option: str) -> None:
+    """UserError if the package `name`, which only `option` needs, is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"{option} needs a package that is not installed: pip install {name}")
 
 
 def json_sha256(value: Any) -> str:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """A run: a model in training, how far it has come, and the folder that keeps it. No model code.
 
 config.json     what it was started with           samples.txt     text it wrote
-metrics.jsonl   a JSON object a log line           loss.png        its curves
+metrics.jsonl   a JSON object a log line           loss.png        its curves so far
 summary.json    what came out                      tokenizer.json, checkpoint.pt
 """
 
@@ -11,14 +11,16 @@ import itertools
 import json
 import math
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from shared.command_line import encode_prompt, lock_metrics, pick_device, print_text
-from shared.corpora import Corpus
+from shared.corpora import END_OF_TEXT, Corpus
 from shared.files import (
     ROOT,
     UserError,
@@ -36,15 +38,18 @@ from shared.files import (
     write_json,
     write_text,
 )
-from shared.tokens import Tokenizer, token_lengths
+from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
 LOG_EVERY = 10  # steps between rows of training loss
+DRAW_EVERY = 30  # seconds between drawings of loss.png during training
+Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
 
 # Options that may change when a run goes on or is sampled from; all others made it what it is.
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
-    *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers"),
+    *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
+    *("print_model", "init_from"),
 }
 
 
@@ -163,6 +168,9 @@ class Run:
         if threading.current_thread() is threading.main_thread():  # Python's own condition
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[number] = signal.signal(number, self._remember)
+        self.drawn, self.events = perf_counter(), None
+        if self.config.tensorboard:
+            self.events = event_writer(self.out / "tensorboard", self.rows)
         self._announce()
         steps = self.config.steps
         self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
@@ -170,6 +178,8 @@ class Run:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
+        if self.events:
+            self.events.close()
         if kind:
             self.metrics_file.close()
         for number, handler in self.handlers.items():
@@ -284,19 +294,62 @@ class Run:
         self.rows.append(row)
         self.metrics_file.write(json.dumps(row) + "\n")
         self.metrics_file.flush()
+        if self.events:
+            write_events(self.events, row)
+        if perf_counter() - self.drawn > DRAW_EVERY:
+            self._draw(f"step {self.step:,}")
+            self.drawn = perf_counter()
+
+    def _draw(self, title: str) -> None:
+        draw_loss(self.rows, self.out / "loss.png", f"{self.version}: {title}")
+
+    # -- writing text --
+
+    def write(self, generate: Generate) -> Iterator[str]:
+        """The prompt and what the version's `generate` adds to it, piece by piece as it is made."""
+        end = self.tokenizer.special_tokens[END_OF_TEXT]
+        prompt = encode_prompt(self.tokenizer, self.config.prompt)
+        new = generate(self.model, [end, *prompt], self.config, end)
+        return decode_pieces(self.tokenizer, itertools.chain(prompt, new))
+
+    def answer(self, generate: Generate) -> None:
+        """Print what the model makes of --prompt; without one, on a terminal, of each line typed.
+
+        Each answer has a seed of its own, so that the same line typed again gives another text.
+        """
+        if self.config.prompt or sys.stdin is None or not sys.stdin.isatty():
+            self._print_pieces(generate)
+            return
+        print_text("Type how a text begins, and Enter; Enter alone begins one; Ctrl-D ends.")
+        for seed in itertools.count(self.config.seed):
+            try:
+                prompt = input("> ")
+            except EOFError:
+                print()
+                return
+            try:
+                self.config = dataclasses.replace(self.config, prompt=prompt, seed=seed)
+                self._print_pieces(generate)
+            except UserError as error:
+                print_text(f"error: {error}")
+
+    def _print_pieces(self, generate: Generate) -> None:
+        for piece in self.write(generate):
+            print_text(piece, end="")
+        print()
 
     # -- the end --
 
-    def finish(self, sample: str, corpus_tokens: int, dtype: str = "float32") -> dict:
+    def finish(self, generate: Generate, corpus_tokens: int, dtype: str = "float32") -> dict:
         """Write summary.json, samples.txt and loss.png, print what they say, return the summary.
 
         `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
         """
+        sample = "".join(self.write(generate))
         self._check_folder()
         summary = self._summary(corpus_tokens, dtype)
         write_text(self.out / "samples.txt", sample + "\n")
-        title = f"{self.version}: {summary['bits_per_byte']:.3f} bits per byte"
-        draw_loss(self.rows, self.out / "loss.png", title)
+        self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
         write_json(self.out / "summary.json", summary)  # the last one: it says that all is there
         self.metrics_file.close()
         if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
@@ -347,6 +400,25 @@ def read_rows(path: Path) -> list[dict]:
         except ValueError:
             break
     return rows
+
+
+def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tensorboard is optional
+    """A writer of TensorBoard's event files into `folder`, which then holds `rows` and no others:
+    what came after the checkpoint of a resumed run comes again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    events = SummaryWriter(str(folder))
+    for row in rows:
+        write_events(events, row)
+    return events
+
+
+def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
+    """A scalar for each value in a row of metrics.jsonl, at its step."""
+    for name, value in row.items():
+        if name != "step":
+            events.add_scalar(name, value, row["step"])
 
 
 def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401

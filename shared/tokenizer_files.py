@@ -90,8 +90,11 @@ def load_gpt2(tokenizer_class: type[T], folder: str | Path) -> T:
     return build(tokenizer_class, vocab, merges, path)
 
 
-def save_hugging_face(tokenizer: object, path: str | Path) -> None:
-    """Write a `tokenizer.json` that the `tokenizers` library loads."""
+def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> None:
+    """Write a `tokenizer.json` that the `tokenizers` library loads.
+
+    It then puts the special token `begin`, if there is one, before every text.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     ordinary = len(tokenizer.vocab) - len(tokenizer.special_tokens)
@@ -105,7 +108,7 @@ def save_hugging_face(tokenizer: object, path: str | Path) -> None:
         ],
         "normalizer": None,
         "pre_tokenizer": byte_level | {"use_regex": True},
-        "post_processor": None,
+        "post_processor": begin_with(begin, tokenizer.special_tokens[begin]) if begin else None,
         "decoder": byte_level | {"use_regex": True},
         "model": {
             "type": "BPE",
@@ -120,6 +123,21 @@ def save_hugging_face(tokenizer: object, path: str | Path) -> None:
         },
     }
     write_text(Path(path), json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def begin_with(text: str, token: int) -> dict:
+    """The step of a `tokenizer.json` that puts a special token before a text, or before two."""
+    special, first, second = (
+        {"SpecialToken": {"id": text, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, second],
+        "special_tokens": {text: {"id": text, "ids": [token], "tokens": [text]}},
+    }
 
 
 def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:

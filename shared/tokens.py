@@ -15,6 +15,7 @@ would anything tell a damaged id from a right one, so the ids are read through o
 opened: about a second a gigabyte.
 """
 
+import codecs
 import inspect
 import struct
 import zlib
@@ -61,6 +62,17 @@ def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
             pieces.append(np.array([*tokenizer.encode(document), end], dtype))
         splits.append(np.concatenate(pieces))
     return splits[0], splits[1]
+
+
+def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of `ids`, as much of it at each id as is sure: a character comes with its last byte.
+
+    Joined, the pieces are what the tokenizer's `decode` makes of all the ids.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for i in ids:
+        yield decoder.decode(tokenizer.token_bytes(i))
+    yield decoder.decode(b"", final=True)
 
 
 def token_lengths(tokenizer: Tokenizer) -> Tensor:

@@ -335,7 +335,7 @@ class WordCounts:
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
         between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
         numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)
-        counts = np.bincount(numbers[numbers >= 0], minlength=len(self.numbers.words))
+        counts = np.bincount(numbers + 1, minlength=len(self.numbers.words) + 1)[1:]
         counts[: len(self.counts)] += self.counts
         self.counts = counts
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
 from shared.files import read_tokenizer, write_json
+from shared.model_table import print_model
 from shared.run import Run
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
 
@@ -51,6 +52,8 @@ class Config:
     checkpoint_every: int = 1000  # steps between checkpoints
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
+    print_model: bool = False  # show what model and memory the options make, and end
     resume: bool = False  # go on from the checkpoint in --out
     sample: bool = False  # write text with the model in --out instead of training
     prompt: str = ""  # text to go on from
@@ -294,13 +297,6 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
         yield ids[-1]
 
 
-def sample(run: Run) -> str:
-    """The prompt and what the model writes after it."""
-    end = run.tokenizer.special_tokens[END_OF_TEXT]
-    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
-    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
-
-
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
@@ -349,7 +345,7 @@ def train(config: Config) -> dict:
             started = perf_counter()
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
-    return run.finish(sample(run), len(train_tokens))
+    return run.finish(generate, len(train_tokens))
 
 
 # ---- 14. Command line ----
@@ -357,11 +353,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
-        if config.sample:
+        if config.print_model:
+            print_model(config, load_data, LanguageModel, make_optimizers)
+        elif config.sample:
             tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
             run = Run(VERSION, config, tokenizer, LanguageModel(config))
             load_checkpoint(run)
-            command_line.print_text(sample(run))
+            run.answer(generate)
         else:
             train(config)
 

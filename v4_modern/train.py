@@ -33,7 +33,9 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
-from shared.pairs import LinkedWords, PairRanks, every_other
+from shared.model_files import load_weights
+from shared.model_table import print_model
+from shared.pairs import LinkedWords, PairRanks, every_other, no_garbage_collection
 from shared.run import Run
 from shared.tokens import (
     cached_token_file,
@@ -79,6 +81,9 @@ class Config:
     workers: int = 0  # processes that turn text into tokens; 0: one a core
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    init_from: str = ""  # a folder of export.py, whose model and tokenizer to begin with
+    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
+    print_model: bool = False  # show what model and memory the options make, and end
     resume: bool = False  # go on from the checkpoint in --out
     sample: bool = False  # write text with the model in --out instead of training
     prompt: str = ""  # text to go on from
@@ -120,6 +125,7 @@ class Tokenizer:
         self.words = WordIds(self.merge_words, self.special_tokens)
 
     @classmethod
+    @no_garbage_collection()
     def train(
         cls,
         texts: Iterable[str],
@@ -685,13 +691,6 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
         unread = ids[-1:]
 
 
-def sample(run: Run) -> str:
-    """The prompt and what the model writes after it."""
-    end = run.tokenizer.special_tokens[END_OF_TEXT]
-    prompt = command_line.encode_prompt(run.tokenizer, run.config.prompt)
-    return run.tokenizer.decode([*prompt, *generate(run.model, [end, *prompt], run.config, end)])
-
-
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
@@ -736,6 +735,8 @@ def train(config: Config) -> dict:
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)
+    elif config.init_from:
+        load_weights(model, config.init_from)
     if config.compile:
         model.compile()
     with run:
@@ -751,7 +752,7 @@ def train(config: Config) -> dict:
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
     dtype = "bfloat16" if has_bfloat16(run.device) else "float32"
-    return run.finish(sample(run), len(train_tokens), dtype)
+    return run.finish(generate, len(train_tokens), dtype)
 
 
 # ---- 14. Command line ----
@@ -759,11 +760,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
-        if config.sample:
+        if config.print_model:
+            print_model(config, load_data, LanguageModel, make_optimizers)
+        elif config.sample:
             tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
             run = Run(VERSION, config, tokenizer, LanguageModel(config))
             load_checkpoint(run)
-            command_line.print_text(sample(run))
+            run.answer(generate)
         else:
             train(config)
 

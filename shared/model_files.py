@@ -1,0 +1,113 @@
+"""v4's models in the files of others: Hugging Face's folder of a Qwen3 (Yang et al. 2025).
+
+The block is the same, so this is a matter of names: config.json has the sizes, model.safetensors
+the weights.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from shared.files import UserError, atomic_write, need_package, read_json
+
+SIZES = {  # of v4's Config: what config.json calls it
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "width": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "feed_forward_size": "intermediate_size",
+    "rope_base": "rope_theta",
+}
+FIXED = {  # what v4 is made of
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+}
+NAMES = {  # of v4's modules: what Qwen3 calls them
+    "embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "attention_norm": "input_layernorm",
+    "attention": "self_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "query_norm": "q_norm",
+    "key_norm": "k_norm",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward": "mlp",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def qwen3_config(config: Any) -> dict:  # noqa: ANN401 - v4's Config
+    """What config.json says of a model of these sizes."""
+    sizes = {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
+    return FIXED | sizes | {"architectures": ["Qwen3ForCausalLM"], "torch_dtype": "float32"}
+
+
+def read_sizes(folder: str | Path) -> dict[str, int | float]:
+    """The options of v4 that make the model in `folder`; UserError if v4 cannot be that model."""
+    path = Path(folder) / "config.json"
+    theirs = read_json(path)
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # since transformers 5
+    theirs = {"rope_theta": rope.get("rope_theta")} | theirs
+    for name, value in FIXED.items():
+        if theirs.get(name) != value:
+            raise UserError(f"{path}: {name} is {theirs.get(name)}, but v4's is {value}")
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"{path}: v4 has no rotary positions of type {rope['rope_type']}")
+    if missing := [name for name in SIZES.values() if theirs.get(name) is None]:
+        raise UserError(f"{path} does not say {missing[0]}")
+    return {ours: theirs[name] for ours, name in SIZES.items()}
+
+
+def qwen3_name(name: str) -> str:
+    """What Qwen3 calls the parameter that v4 calls `name`."""
+    return ".".join(NAMES.get(part, part) for part in name.split("."))
+
+
+def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write `weights`, by v4's names, to a safetensors file under Qwen3's."""
+    need_package("safetensors", "exporting")
+    import safetensors.torch
+
+    renamed = {qwen3_name(name): tensor.contiguous() for name, tensor in weights.items()}
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(renamed, metadata={"format": "pt"}))
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Give `model` the weights in `folder`; UserError if they are not those of such a model."""
+    need_package("safetensors", "--init-from")
+    import safetensors
+
+    path = Path(folder) / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            theirs = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+    ours = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if set(theirs) != set(map(qwen3_name, ours)):
+        raise UserError(f"{path} has other weights than v4")
+    for name, shape in ours.items():
+        if theirs[qwen3_name(name)].shape != shape:
+            found = tuple(theirs[qwen3_name(name)].shape)
+            raise UserError(f"{path}: {qwen3_name(name)} is {found}, not {tuple(shape)}")
+    model.load_state_dict({name: theirs[qwen3_name(name)] for name in ours})

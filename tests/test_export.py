@@ -1,0 +1,201 @@
+"""Exported models in transformers' hands, and back: the same tokens, logits and text."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, load_version, small_arguments
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from benchmarks.common import open_run
+from shared.corpora import END_OF_TEXT
+from shared.files import UserError
+
+logging.disable_progress_bar()
+v4 = load_version("v4_modern")
+spec = importlib.util.spec_from_file_location("ladder_export", ROOT / "v4_modern" / "export.py")
+export = sys.modules["ladder_export"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(export)
+SIZES = {"vocab_size": 300, "context_length": 48, "n_heads": 4, "n_kv_heads": 2}  # 4 x 8 > width
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, corpus_file):
+    """A run with random weights (trained ones are still almost zero), and its export."""
+    run_folder, out = (tmp_path_factory.mktemp("export") / name for name in ("run", "model"))
+    v4.main(small_arguments(v4, data=corpus_file, out=run_folder, **SIZES))
+    _, run = open_run("v4_modern", run_folder)
+    torch.manual_seed(0)
+    for parameter in run.model.parameters():
+        parameter.data.normal_(std=0.3)
+    v4.save_checkpoint(run)
+    export.main([str(run_folder), str(out)])
+    return run_folder, out
+
+
+@pytest.fixture(scope="module")
+def run(folders):
+    return open_run("v4_modern", folders[0], temperature=0.0, max_new_tokens=30)[1]
+
+
+@pytest.fixture(scope="module")
+def theirs(folders):
+    """The model as transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(folders[1]).eval()
+
+
+def test_transformers_loads_every_weight_and_no_other(folders):
+    _, said = AutoModelForCausalLM.from_pretrained(folders[1], output_loading_info=True)
+    assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@torch.no_grad()
+def test_the_same_logits(run, theirs):
+    ids = torch.randint(300, (4, 48), generator=torch.Generator().manual_seed(1))
+    assert theirs.dtype == torch.float32
+    difference = (run.model(ids) - theirs(ids).logits).abs().max().item()
+    assert difference < 1e-4, difference
+
+
+@pytest.mark.parametrize("prompt", ["", "the cat", "A dog's\n 42", "漢字 é"])
+def test_the_same_greedy_text_token_for_token(run, theirs, folders, prompt):
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    start = [end, *run.tokenizer.encode(prompt)]
+    ours = list(v4.generate(run.model, start, run.config, end))
+    ids = AutoTokenizer.from_pretrained(folders[1])(prompt, return_tensors="pt")
+    assert ids["input_ids"][0].tolist() == start
+    new = theirs.generate(**ids, do_sample=False, max_new_tokens=30)[0, len(start) :].tolist()
+    assert new[: len(ours)] == ours and new[len(ours) :] in ([], [end])
+    assert len(ours) > 5
+
+
+def test_the_same_ids(run, folders):
+    tokenizer = AutoTokenizer.from_pretrained(folders[1])
+    end = run.tokenizer.special_tokens[END_OF_TEXT]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (end, end)
+    assert len(tokenizer) == run.tokenizer.vocab_size
+
+    texts = st.text().map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+
+    @given(texts | st.text(st.sampled_from("the cat's 42 \n\té漢,.<|endoftext|>")))
+    @example("don't  ,  e\u0301 \u212b . 'a' <|endoftext|> x")  # what clean-up or NFC would change
+    def check(text):
+        ids = run.tokenizer.encode(text)
+        assert tokenizer(text)["input_ids"] == [end, *ids]
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+        assert tokenizer.decode(ids) == run.tokenizer.decode(ids)
+
+    check()
+
+
+def test_their_own_settings_and_our_numbers(run, theirs, folders):
+    assert theirs.generation_config.do_sample and theirs.generation_config.temperature == 0.8
+    assert theirs.config.max_position_embeddings == 48
+    card = (folders[1] / "README.md").read_text(encoding="utf-8")
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    for name in ("bits_per_byte", "val_loss"):
+        assert f"{summary[name]:.4f}" in card
+    assert f"{theirs.num_parameters():,} parameters" in card and summary["corpus"]["sha256"] in card
+
+
+def test_the_way_back_is_exact(run, theirs, folders, corpus_file, tmp_path, monkeypatch):
+    """Our folder, and the same model and tokenizer as transformers writes them again."""
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)
+    AutoTokenizer.from_pretrained(folders[1]).save_pretrained(again)
+    for folder in (folders[1], again):
+        folder = shutil.copytree(folder, tmp_path / "model")
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(v4, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            arguments = ["--init-from", folder, "--data", corpus_file, "--out", out, "--steps", 2]
+            v4.main(list(map(str, [*arguments, "--device", "cpu"])))
+        _, begun = open_run("v4_modern", out)  # its checkpoint is of step 0
+        assert begun.step == 0 and begun.tokenizer.to_json() == run.tokenizer.to_json()
+        for name, weights in run.model.state_dict().items():
+            assert torch.equal(weights, begun.model.state_dict()[name]), name
+        shutil.rmtree(folder)
+        v4.main(["--resume", "--out", str(out)])  # which needs the folder no more
+        assert json.loads((out / "summary.json").read_text())["steps"] == 2
+        shutil.rmtree(out)
+
+
+def complaint(main, arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeypatch):
+    assert "no finished run" in complaint(export.main, [tmp_path, tmp_path / "out"], capsys)
+    assert "holds a run" in complaint(export.main, [folders[0], folders[0]], capsys)
+    assert "--help" in complaint(export.main, [folders[0]], capsys)
+    v3 = load_version("v3_alibi")
+    v3.main(small_arguments(v3, data=corpus_file, out=tmp_path / "v3"))
+    capsys.readouterr()
+    assert "another version" in complaint(export.main, [tmp_path / "v3", tmp_path / "out"], capsys)
+    monkeypatch.setattr("shared.files.importlib.util.find_spec", lambda name: None)
+    said = complaint(export.main, [folders[0], tmp_path / "out"], capsys)
+    assert said.endswith("pip install safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def change_config(**values):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def rename_a_weight(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"q_norm", b"r_norm", 1))
+
+
+@pytest.mark.parametrize(
+    "change, options, said",
+    [
+        (lambda folder: shutil.rmtree(folder), (), "config.json is not there"),
+        (lambda folder: (folder / "model.safetensors").unlink(), (), "safetensors is not there"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), (), "tokenizer.json is not there"),
+        (change_config(model_type="llama"), (), "model_type is llama, but v4's is qwen3"),
+        (change_config(tie_word_embeddings=True), (), "tie_word_embeddings is True"),
+        (change_config(rope_scaling={"rope_type": "yarn"}), (), "rotary positions of type yarn"),
+        (change_config(hidden_size=None), (), "does not say hidden_size"),
+        (change_config(hidden_size=24), (), "embed_tokens.weight is (300, 16), not (300, 24)"),
+        (change_config(num_hidden_layers=1), (), "other weights"),
+        (cut_weights, (), "model.safetensors is damaged"),
+        (rename_a_weight, (), "other weights"),
+        (lambda folder: None, ("--width", "32"), "--width 32: the model has 16"),
+    ],
+)
+def test_folders_that_v4_cannot_begin_from(
+    folders, corpus_file, tmp_path, capsys, change, options, said
+):
+    folder = shutil.copytree(folders[1], tmp_path / "model")
+    change(folder)
+    arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run", *options]
+    assert said in complaint(v4.main, arguments, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_context_other_than_the_models(folders):
+    arguments = ["--init-from", str(folders[1]), "--context-length", "20"]
+    config = v4.command_line.parse(v4.Config, arguments)
+    assert (config.context_length, config.n_kv_heads, config.vocab_size) == (20, 2, 300)
+    with pytest.raises(UserError, match="is not there"):
+        v4.command_line.parse(v4.Config, ["--init-from", str(folders[0] / "nothing")])

@@ -1,0 +1,164 @@
+"""The README's code and commands as they stand there, and its way to a version of one's own."""
+
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, VERSIONS, load_version, small_arguments, small_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", README)
+# Lines of indented blocks (of four columns, seven in a list) that begin with `python`, and what
+# they go on with after a backslash.
+COMMANDS = re.findall(r"(?m)^(?: {4}| {7})(python (?:.*\\\n)*.*)$", README)
+COMMANDS = [command.replace("\\\n", "") for command in COMMANDS]
+# A command is long, and not run here, if a comment behind it says that it takes minutes or more.
+LONG = re.compile(r"#.*\b(minutes?|hours?|days?)\b")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+QUICK = [command for command in COMMANDS if not LONG.search(command)]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the repository, with the text and the run of v4 that the README speaks of."""
+    copy = tmp_path_factory.mktemp("readme") / "ladder"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("runs", ".*", "__pycache__"))
+    (copy / "my_text.txt").write_text(small_text(), encoding="utf-8")
+    v4 = load_version("v4_modern")
+    folder = copy / "runs" / "v4_modern"
+    v4.main(small_arguments(v4, data=copy / "my_text.txt", out=folder, context_length=64))
+    return copy
+
+
+def as_python_runs(folder: Path, arguments: list[str]) -> None:
+    """Run a file of `folder`, and what it imports from there, in this process."""
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("shared", "benchmarks", "train"):
+            del sys.modules[name]
+    os.chdir(folder)
+    sys.argv, sys.path[0] = arguments, str((folder / arguments[0]).parent)
+    sys.stdin = open(os.devnull, encoding="utf-8")
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def run_command(folder: Path, command: str, capfd) -> str:
+    """What a command of the README prints in `folder`.
+
+    It runs in a process forked from this one, which has imported torch already.
+    """
+    _, *arguments = shlex.split(command, comments=True)
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=as_python_runs, args=(folder, arguments))
+    process.start()
+    process.join()
+    said = capfd.readouterr()
+    assert process.exitcode == 0, f"{command}\n{said.out}{said.err}"
+    return said.out
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_a_quick_command_runs_as_printed(command, copy, capfd):
+    run_command(copy, command, capfd)
+    assert "export.py" not in command or (copy / "my_model" / "model.safetensors").exists()
+
+
+def test_long_commands_say_how_long_they_take():
+    """In minutes or more, which is all that keeps the test above from running them."""
+    assert len(QUICK) >= 7 and len(COMMANDS) - len(QUICK) >= 8
+
+
+def test_sizes_are_as_the_table_says():
+    """Also the options of commands that are too long to run are the versions' own."""
+    v4 = load_version("v4_modern")
+    sizes = re.findall(r"(?m)^\| [^|]* \| ([\d,]{9,}) \| \d\.\de\d+ \|", README)
+    presets = ["python v4_modern/train.py", *(c for c in COMMANDS if "--feed-forward-size" in c)]
+    assert len(sizes) == len(presets) == 4
+    for command, size in zip(presets, sizes):
+        arguments = shlex.split(command, comments=True)[2:]
+        with torch.device("meta"):
+            model = v4.LanguageModel(v4.command_line.parse_options(v4.Config, arguments))
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == size, command
+
+
+@pytest.fixture(scope="module")
+def notebook(copy):
+    """The names that the Python blocks leave, run one after the other."""
+    if not (copy / "my_model").exists():  # the command that makes it stands before the blocks
+        command = [sys.executable, "v4_modern/export.py", "runs/v4_modern", "my_model"]
+        subprocess.run(command, cwd=copy, check=True)
+    names, before = {}, os.getcwd()
+    os.chdir(copy)
+    for block in PYTHON:
+        exec(compile(block, "README.md", "exec"), names)
+    os.chdir(before)
+    return names
+
+
+def test_python_blocks_run_as_they_stand(notebook):
+    assert len(PYTHON) == 3
+    assert notebook["summary"]["steps"] == 20
+    assert notebook["run"].tokenizer.decode(notebook["ids"]) == "the rat sat"
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_every_version_can_be_used_so(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON[0].replace("v4_modern", name), {})
+    assert capsys.readouterr().out.rpartition("]\n")[2].startswith("the cat")
+
+
+def test_tiktoken_gives_our_ids(notebook):
+    tokenizer, encoding = notebook["tokenizer"], notebook["encoding"]
+    texts = st.text().map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+
+    @given(texts | st.text(st.sampled_from("the cat's 42 \n\té漢,.<|endoftext|>")))
+    def check(text):
+        assert encoding.encode(text, allowed_special="all") == tokenizer.encode(text)
+        assert encoding.decode(tokenizer.encode(text)) == text
+
+    check()
+    assert len(tokenizer.encode(" the cat")) < 6  # merges were learned, and are used
+
+
+# ---- Add v5_yours ----
+
+
+@pytest.fixture(scope="module")
+def with_v5(copy):
+    """The copy, and in it v4 as v5 with the README's header and a line more in section 6."""
+    shutil.copytree(copy / "v4_modern", copy / "v5_yours")
+    path = copy / "v5_yours" / "train.py"
+    header = textwrap.dedent(re.search(r'(?ms)^ +"""v5: .*?"""\n', README)[0])
+    _, _, code = path.read_text(encoding="utf-8").split('"""', 2)
+    banner = "# ---- 7. Model: feed-forward ----"
+    assert banner in code
+    path.write_text(header + code[1:].replace(banner, f"# Mine.\n\n{banner}"), encoding="utf-8")
+    return copy
+
+
+def test_the_harness_finds_a_new_version(with_v5):
+    some = "sections or headers or imports or round_trip or batches_are"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-k", f"v5_yours and ({some})", "tests/test_contract.py", "tests/test_sections.py"]
+    result = subprocess.run(command, cwd=with_v5, capture_output=True, encoding="utf-8")
+    assert re.search(r"(?m)^5 passed", result.stdout), result.stdout + result.stderr
+
+
+def test_comparison_and_page_find_a_new_version(with_v5, capfd):
+    asked = "--bytes 3000 --seeds 1 --name mine --data my_text.txt --versions v5 --prompts A"
+    said = run_command(with_v5, f"python benchmarks/compare.py {asked}", capfd)
+    assert "| [v5_yours](v5_yours/train.py) | your idea in a line | **" in said
+    run_command(with_v5, "python benchmarks/report.py --results mine", capfd)
+    page = (with_v5 / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "v5_yours" in page and "your idea in a line" in page

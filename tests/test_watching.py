@@ -1,0 +1,249 @@
+"""What a user sees of a model: before training, during it, and when it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, by_characters, load_version, small_arguments, small_config
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.model_table import measure
+from shared.run import Run
+from shared.tokens import decode_pieces
+
+BYTES = load_version("v2_bpe_rope").Tokenizer.train(["no pair twice"], 257)  # a token is a byte
+
+
+@pytest.fixture
+def finished(version, corpus_file, tmp_path):
+    """The folder of a finished run of the version."""
+    version.train(small_config(version, data=str(corpus_file), out=str(tmp_path / "run")))
+    return tmp_path / "run"
+
+
+# ---- text as it is made ----
+
+
+@given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "replace")))
+@example("é漢🙂".encode())
+@example(b"\xf0\x9f\x99 \xe6\xbc")  # cut, and cut at the end
+def test_pieces_are_the_text_and_none_is_half_a_character(text):
+    ids = [BYTES.vocab.index(bytes([byte])) for byte in text]
+    pieces = list(decode_pieces(BYTES, ids))
+    assert "".join(pieces) == BYTES.decode(ids) == text.decode("utf-8", "replace")
+    sure = [len(text[:i].decode("utf-8", "ignore")) for i in range(1, len(text) + 1)]
+    if "\ufffd" not in "".join(pieces):
+        assert [len("".join(pieces[:i])) for i in range(1, len(text) + 1)] == sure
+
+
+def test_tokens_are_printed_as_they_are_made(version, finished, capsys, monkeypatch):
+    made, printed = [], []
+    generate = version.generate
+
+    def spied(*arguments):
+        for token in generate(*arguments):
+            printed.append(capsys.readouterr().out)
+            made.append(token)
+            yield token
+
+    monkeypatch.setattr(version, "generate", spied)
+    version.main(["--sample", "--out", str(finished), "--prompt", "the", "--temperature", "3"])
+    tokenizer = version.Tokenizer.load(finished / "tokenizer.json")
+    assert "".join(printed) + capsys.readouterr().out == "the" + tokenizer.decode(made) + "\n"
+    pieces = [piece for i in tokenizer.encode("the") for piece in decode_pieces(tokenizer, [i])]
+    assert printed[0] == "".join(pieces)
+    assert printed[1:] == list(decode_pieces(tokenizer, made))[: len(made) - 1]
+    assert len(made) > 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
+def test_a_terminal_is_asked_for_prompts(tmp_path, corpus_file):
+    import pty
+
+    version = load_version("v0_bigram")  # it lacks most characters
+    version.main(small_arguments(version, data=corpus_file, out=tmp_path))
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, str(ROOT / "v0_bigram" / "train.py"), "--sample", "--out", tmp_path]
+    process = subprocess.Popen(command, stdin=other_end, stdout=subprocess.PIPE, encoding="utf-8")
+    os.write(terminal, "the cat\n\nthe cat\n漢\n".encode() + b"\x04")
+    said, _ = process.communicate(timeout=60)
+    os.close(terminal)
+    os.close(other_end)
+    assert process.returncode == 0
+    hint, first, alone, second, refused, end = said.split("> ")
+    assert "Ctrl-D" in hint and end == "\n"
+    assert first.startswith("the cat") and second.startswith("the cat") and first != second
+    assert len(alone) > 1 and "lacks: ['漢']" in refused
+
+
+def test_without_a_terminal_nobody_is_asked(version, finished, capsys):
+    version.main(["--sample", "--out", str(finished)])
+    asked_nothing = capsys.readouterr().out
+    assert asked_nothing == (finished / "samples.txt").read_bytes().decode("utf-8")
+
+
+# ---- during training ----
+
+
+def events_in(folder) -> list[tuple[int, str, float]]:
+    """What TensorBoard itself reads in `folder`."""
+    events = EventAccumulator(str(folder)).Reload()
+    return sorted(
+        (event.step, name, event.value)
+        for name in events.Tags()["scalars"]
+        for event in events.Scalars(name)
+    )
+
+
+def test_event_files_hold_the_rows_also_of_a_resumed_run(corpus_file, tmp_path, monkeypatch):
+    version = load_version("v0_bigram")
+    log_step = Run.log_step
+
+    def interrupt(run, *arguments):
+        log_step(run, *arguments)
+        if run.step == 11:
+            signal.raise_signal(signal.SIGINT)
+
+    arguments = small_arguments(version, data=corpus_file, out=tmp_path, steps=22)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, "log_step", interrupt)
+        version.main([*arguments, "--tensorboard"])
+    assert max(step for step, *_ in events_in(tmp_path / "tensorboard")) == 10
+    version.main(["--resume", "--out", str(tmp_path)])  # with --tensorboard, as it was begun
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = [(row["step"], name, row[name]) for row in rows for name in row if name != "step"]
+    events = events_in(tmp_path / "tensorboard")
+    assert [event[:2] for event in events] == sorted(row[:2] for row in expected)
+    for event, row in zip(events, sorted(expected)):
+        assert event[2] == pytest.approx(row[2], rel=1e-6)
+
+
+def test_a_missing_tensorboard_is_told_before_any_work(version, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shared.files.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        version.main(["--tensorboard", "--data", "no-such-corpus", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and not (tmp_path / "run").exists()
+    assert said.endswith(
+        "--tensorboard needs a package that is not installed: pip install tensorboard\n"
+    )
+
+
+def test_loss_png_is_drawn_while_the_model_trains(corpus_file, tmp_path, monkeypatch):
+    version = load_version("v0_bigram")
+    monkeypatch.setattr("shared.run.DRAW_EVERY", 0)
+    seen = {}
+    training_step = version.training_step
+
+    def look(run, *arguments):
+        seen[run.step] = (tmp_path / "loss.png").read_bytes()
+        return training_step(run, *arguments)
+
+    monkeypatch.setattr(version, "training_step", look)
+    version.train(small_config(version, data=str(corpus_file), out=str(tmp_path), steps=12))
+    drawn = list(dict.fromkeys(seen.values()))
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn)
+    assert [step for step in seen if seen[step] != seen.get(step - 1)] == [0, 3, 6, 9, 10]
+
+
+# ---- before training ----
+
+
+def saved_bytes(model, loss_of) -> int:
+    """The bytes that a real forward pass keeps, weights left out."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        memory = tensor.untyped_storage()
+        kept[memory.data_ptr()] = memory
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of()
+    del loss
+    return sum(memory.nbytes() for at, memory in kept.items() if at not in weights)
+
+
+def test_the_table_is_what_torch_reports_of_a_real_model(version):
+    config = small_config(version, vocab_size=300)
+    size = measure(config, version.LanguageModel, version.make_optimizers)
+    model = version.LanguageModel(config).train()
+    optimizers = version.make_optimizers(model, config)
+    ids = torch.randint(300, (config.batch_size, config.context_length))
+
+    def loss_of():
+        return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+
+    assert size.activations == saved_bytes(model, loss_of)
+    loss_of().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    parameters = list(model.parameters())
+    states = [s for o in optimizers for state in o.state.values() for s in state.values()]
+    tensors = [state for state in states if torch.is_tensor(state)]
+    assert sum(size.parameters.values()) == sum(p.numel() for p in parameters)
+    assert size.weights == size.gradients == sum(p.numel() * p.element_size() for p in parameters)
+    assert size.optimizer_state == sum(t.numel() * t.element_size() for t in tensors)
+    assert sum(size.flops.values()) == size.forward_flops
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the one torch counts
+        with FlopCounterMode(display=False) as forward:
+            model(ids)
+        with FlopCounterMode(display=False) as training:
+            loss_of().backward()
+    assert size.forward_flops == forward.get_total_flops() // ids.numel()
+    assert size.training_flops == training.get_total_flops() // ids.numel()
+
+
+def test_the_table_is_what_a_hand_counts():
+    """v4: two FLOPs a weight that multiplies, and attention over the whole context."""
+    v4 = load_version("v4_modern")
+    config = small_config(v4)
+    C, D, V, T = config.width, config.head_size, config.vocab_size, config.context_length
+    attention = 2 * C * config.n_heads * D + 2 * C * config.n_kv_heads * D
+    feed_forward = 3 * C * config.feed_forward_size
+    size = measure(config, v4.LanguageModel, v4.make_optimizers)
+    assert size.parameters == {
+        "embedding": V * C,
+        "blocks.attention_norm": 2 * C,
+        "blocks.attention": 2 * (attention + 2 * D),
+        "blocks.feed_forward_norm": 2 * C,
+        "blocks.feed_forward": 2 * feed_forward,
+        "norm": C,
+        "head": V * C,
+    }
+    assert size.flops == {
+        "blocks.attention": 2 * (2 * attention + 4 * T * config.n_heads * D),
+        "blocks.feed_forward": 2 * 2 * feed_forward,
+        "head": 2 * V * C,
+    }
+    adamw, muon = size.parameters["embedding"] * 2 + 5 * C + 4 * D, 2 * (attention + feed_forward)
+    assert size.optimizer_state == 4 * (2 * adamw + muon)
+    assert size.training_flops == 3 * size.forward_flops
+
+
+def test_print_model_trains_nothing(version, corpus_file, tmp_path, capsys):
+    arguments = small_arguments(version, data=corpus_file, out=tmp_path / "run")
+    version.main([*arguments, "--print-model"])
+    rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
+    assert not (tmp_path / "run").exists()
+    version.main(arguments)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if by_characters(version) or summary["vocab_size"] == 300:  # else the pairs ran out
+        assert rows["all"][0] == f"{summary['parameters']:,}"
+    assert rows["weights"] == [f"{4 * int(rows['all'][0].replace(',', '')) / 1e6:.2f}"]
+
+
+def test_a_model_larger_than_the_machine_is_told_in_a_moment(capsys):
+    v4 = load_version("v4_modern")
+    v4.main("--print-model --width 65536 --feed-forward-size 200000".split())
+    rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
+    assert float(rows["weights"][0].replace(",", "")) > 500_000  # MB

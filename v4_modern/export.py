@@ -1,0 +1,114 @@
+"""A trained v4 as a Hugging Face folder, which transformers and what builds on it load as it is.
+
+    python v4_modern/export.py runs/v4_modern my_model
+
+v4's block is Qwen3's, so that nothing has to be computed: sizes, weights and tokens get the names
+and the files that others know (shared/model_files.py, shared/tokenizer_files.py).
+`python v4_modern/train.py --init-from my_model` is the way back.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+from train import VERSION, Config, LanguageModel, Tokenizer, load_checkpoint
+
+from shared import command_line
+from shared.corpora import END_OF_TEXT
+from shared.files import UserError, read_json, write_json, write_text
+from shared.model_files import qwen3_config, save_weights
+from shared.run import Run
+from shared.tokenizer_files import save_hugging_face
+
+
+@dataclass
+class Options:
+    """Write a trained v4 as a Hugging Face folder."""
+
+    run: Annotated[Path, tyro.conf.Positional]  # the folder of a finished run
+    out: Annotated[Path, tyro.conf.Positional]  # the folder to write, new or an earlier export
+
+
+MODEL_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+A language model of {parameters:,} parameters in Qwen3's shape, trained on `{corpus[name]}` by
+`{version}/train.py`. It is small, and what it writes only resembles that text.
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("{name}")
+    model = AutoModelForCausalLM.from_pretrained("{name}")
+    inputs = tokenizer("Return the", return_tensors="pt")
+    print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+
+| | |
+|---|---|
+| bits per byte of validation text | {bits_per_byte:.4f} |
+| loss, nats a token | {val_loss:.4f} |
+| perplexity a token | {perplexity:.2f} |
+| validation text | {corpus[val_bytes]:,} bytes, {scored_bytes:,} scored |
+| training text | {corpus[train_bytes]:,} bytes, corpus sha256 {corpus[sha256]} |
+| seen in training | {train_tokens:,} tokens, {train_bytes:,} bytes, in {steps:,} steps |
+| vocabulary | {vocab_size:,} tokens, byte-level BPE |
+| context | {context_length:,} tokens |
+| trained in | {seconds:,.0f} s on {device} in {dtype}, seed {seed} |
+| with | torch {torch}, Python {python}, commit {commit} |
+
+A text begins with `{end}`, which the tokenizer puts there, and ends with it.
+"""
+
+
+def export(folder: Path, out: Path) -> None:
+    """Write the run in `folder` to `out`; UserError if it is not finished or not v4's."""
+    if not (folder / "summary.json").exists():
+        raise UserError(f"{folder} holds no finished run: train v4 first, or let it end (--resume)")
+    if (out / "checkpoint.pt").exists():
+        raise UserError(f"{out} holds a run: name another folder to export to")
+    config = replace(command_line.load_config(Config, str(folder)), device="cpu")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    run = Run(VERSION, config, tokenizer, LanguageModel(config))
+    load_checkpoint(run)
+    summary = read_json(folder / "summary.json")
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    ends = {"bos_token_id": end, "eos_token_id": end}
+    sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
+    if config.temperature:
+        sampling |= {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
+    save_weights(run.model.state_dict(), out / "model.safetensors")
+    write_json(out / "config.json", qwen3_config(config) | ends)
+    write_json(out / "generation_config.json", ends | sampling)
+    save_hugging_face(tokenizer, out / "tokenizer.json", begin=END_OF_TEXT)
+    write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config.context_length,
+        },
+    )
+    card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
+    write_text(out / "README.md", card)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Export as `arguments` (None: the process's own) say."""
+    with command_line.clear_errors():
+        options = command_line.parse_options(Options, arguments)
+        export(options.run, options.out)
+        command_line.print_text(f"{options.run} is now a Hugging Face folder: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
