@@ -12,7 +12,7 @@ from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, compare, faults, report, sweep
+from benchmarks import common, compare, faults, report, scale, sweep, tokenizers
 from shared.files import UserError, read_json, write_json
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -230,15 +230,16 @@ def test_a_wrong_option_is_told_in_a_line(module, arguments, said, capsys):
 def test_the_readme_shows_what_the_results_give(name, text):
     """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
     results = read_json(common.RESULTS / name / "results.json")
-    module = sweep if "points" in results else faults if "trials" in results else compare
+    of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
+    module = of_their_own.get(name, sweep if "points" in results else compare)
     assert module.report(results) == text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
     assert table == text + "\n"
 
 
-def test_the_readme_has_the_results():
-    names = {"seconds-120", "bytes-1000000", "sweep-v4", "faults"}
-    assert {name for name, _ in BLOCKS} == names
+def test_the_readme_has_the_comparisons_and_the_sweep():
+    compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
+    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults"}
 
 
 def test_readme_is_written_between_its_markers_alone():

@@ -6,11 +6,11 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_version, small_text
+from conftest import load_version, small_text
 
-from benchmarks import common, scale, tokenizers
+from benchmarks import scale, tokenizers
 from shared.corpora import END_OF_TEXT, read_documents
-from shared.files import UserError, json_sha256, read_json
+from shared.files import UserError, json_sha256
 from shared.tokens import open_token_file
 
 Tokenizer = load_version("v4_modern").Tokenizer
@@ -106,10 +106,3 @@ def test_scale_tells_what_it_measured():
     assert (
         "| 10 MB | 4.0 s (2.5 MB/s) | 500 MB | 2.0 s (5.0 MB/s) | 500 MB | 0.50 s | 7 MB |" in text
     )
-
-
-@pytest.mark.parametrize("module, name", [(tokenizers, "tokenizers"), (scale, "scale")])
-def test_the_readme_tells_the_committed_results(module, name):
-    results = read_json(common.RESULTS / name / "results.json")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert common.readme_with(readme, name, module.report(results)) == readme
