@@ -23,7 +23,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -210,6 +211,7 @@ def start(
 
 def tell_phases() -> None:
     """What a child does: a version's main, with lines on stdout when its phases begin and end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell puts us behind
     version, *arguments = sys.argv[1:]
     module = load_version(version)
     for phase, owner, name in (
@@ -568,19 +570,33 @@ def break_all(options: Options) -> dict:
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
+        subjects = {v: Subject(v, text, Path(folder) / v, SIZES) for v in versions}
         bar = tqdm(jobs, unit="fault")
         for version, fault in bar:
             bar.set_description(f"{fault} {version}")
-            subject = Subject(version, text, Path(folder) / version, SIZES)
+            subject = subjects[version]
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")
             for where, ended, lost in FAULTS[fault](subject, chance, options):
                 trial = {"fault": fault, "version": version, "where": where, "commit": commit}
-                trials.append(trial | {"ended": ended, "lost": lost})
-                bar.set_postfix(tried=len(trials), lost=sum(bool(t["lost"]) for t in trials))
+                trials.append(trial | {"ended": ended, "lost": lost, "count": 1})
+                bar.set_postfix(tried=times(trials), lost=times(trials, "lost"))
                 if lost:
                     bar.write(f"{version}, {where}: {lost}")
-    return {"trials": trials, "seed": options.seed, "machine": machine_facts()}
+    return {"trials": gathered(trials), "seed": options.seed, "machine": machine_facts()}
+
+
+def gathered(trials: list[dict]) -> list[dict]:
+    """The trials, those that went alike in one, with their "count"."""
+    counts = Counter()
+    for trial in trials:
+        counts[tuple((k, v) for k, v in trial.items() if k != "count")] += trial["count"]
+    return [dict(trial) | {"count": count} for trial, count in counts.items()]
+
+
+def times(trials: Iterable[dict], what: str = "count") -> int:
+    """How many trials there were, or in how many something was lost."""
+    return sum(trial["count"] for trial in trials if trial[what])
 
 
 def report(results: dict) -> str:
@@ -591,16 +607,16 @@ def report(results: dict) -> str:
     rows = [["what happened", "how often", "how it ended", "lost"]]
     for where, trials in kinds.items():
         ends = sorted({trial["ended"] for trial in trials})
-        counts = [(sum(trial["ended"] == end for trial in trials), end) for end in ends]
+        counts = [(times(t for t in trials if t["ended"] == end), end) for end in ends]
         ended = ", ".join(f"{n:,} {end}" for n, end in counts) if len(counts) > 1 else ends[0]
-        lost = sum(bool(trial["lost"]) for trial in trials)
-        rows.append([where, f"{len(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
+        lost = times(trials, "lost")
+        rows.append([where, f"{times(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
     machine = results["machine"]
     commits = sorted({trial["commit"] for trial in results["trials"]})
     versions = len({trial["version"] for trial in results["trials"]})
     depends = (
-        f"{len(results['trials']):,} faults in {versions} versions, seed {results['seed']}; Python "
-        f"{machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."
+        f"{times(results['trials']):,} faults in {versions} versions, seed {results['seed']}; "
+        f"Python {machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."
     )
     return f"{markdown(rows)}\n\n{depends}"
 
