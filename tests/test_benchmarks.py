@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks import common, compare, faults, report, scale, sweep, tokenizers
 from shared.files import UserError, read_json, write_json
+from v4_modern import encode
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?s)<!-- results (\S+) -->\n(.*?)\n<!-- /results -->", README)
@@ -285,7 +286,8 @@ def test_headers_promise_what_was_measured(name):
 def test_every_file_and_option_of_the_readme_exists():
     options = {"--help", "--logdir"}  # the second is TensorBoard's
     configs = [load_version(name).Config for name in VERSIONS]
-    for config in (*configs, compare.Options, sweep.Options, report.Options):
+    others = [module.Options for module in (compare, sweep, report, encode)]
+    for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= options
     for path in re.findall(r"[\w./-]+\.(?:py|txt|png|md)\b", README):

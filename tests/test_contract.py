@@ -171,11 +171,11 @@ def test_perplexity_and_bits_per_byte(version, corpus_file, tmp_path):
 
 def test_characters_that_training_never_saw_are_told_and_not_scored(version, tmp_path, capsys):
     path = tmp_path / "a.txt"
-    path.write_text("abab cdcd\n" * 90 + "abab cdcd\u6f22\n" * 8, encoding="utf-8")
+    path.write_text("abab cdcd\n" * 90 + "abab cdcd\u6f22\n" * 7, encoding="utf-8")
     summary = version.train(small_config(version, data=str(path), out=str(tmp_path / "run")))
     left_out = summary["corpus"]["val_bytes"] - summary["scored_bytes"]
-    assert left_out == (24 if by_characters(version) else 0)  # of three bytes each
-    assert ("24 bytes of validation text" in capsys.readouterr().out) == by_characters(version)
+    assert left_out == (21 if by_characters(version) else 0)  # of three bytes each
+    assert ("21 bytes of validation text" in capsys.readouterr().out) == by_characters(version)
 
 
 # ---- training ----
@@ -279,7 +279,7 @@ def test_sampling_options(version):
         generator = torch.Generator().manual_seed(0)
         return [version.draw(logits, config, generator) for _ in range(3000)]
 
-    assert set(drawn(temperature=0.0)) == set(drawn(temperature=1e-40)) == {1}
+    assert set(drawn(temperature=0.0)) == set(drawn(temperature=1e-37)) == {1}
     assert set(drawn(temperature=5.0, top_k=3)) == {1, 2, 3}
     p = torch.softmax(logits, 0)
     assert set(drawn(temperature=1.0, top_p=float(p[1]) - 0.01)) == {1}
