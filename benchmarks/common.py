@@ -166,6 +166,19 @@ def steps_for_bytes(version: str, n_bytes: float, options: dict[str, object]) ->
     return max(1, round(n_bytes / (tokens_a_step(config) * bytes_a_token)))
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most. Where the system tells it otherwise, not by `getrusage`:
+    a child's begins at what its parent held."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 

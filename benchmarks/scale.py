@@ -9,7 +9,6 @@ of its own with one worker, so that its time and its peak memory are its own.
 
 import json
 import random
-import resource
 import shutil
 import string
 import subprocess
@@ -25,7 +24,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, load_version, markdown, short_commit, write_readme
+from benchmarks.common import (
+    RESULTS,
+    load_version,
+    markdown,
+    peak_memory,
+    short_commit,
+    write_readme,
+)
 from benchmarks.pictures import axes_of, save
 from shared.command_line import clear_errors, parse_options, print_text
 from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
@@ -72,7 +78,7 @@ def measure(task: str, text: str, vocab_size: str) -> dict:
     module = load_version("v4_modern")
     Tokenizer = module.Tokenizer
     tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
-    before, started = peak(), time.perf_counter()
+    before, started = peak_memory(), time.perf_counter()
     if task == "train":
         texts = whole_words(read_pieces(text))
         Tokenizer.train(texts, int(vocab_size), workers=1).save(tokenizer_file)
@@ -84,13 +90,7 @@ def measure(task: str, text: str, vocab_size: str) -> dict:
         for step in range(BATCHES):
             module.get_batch(tokens, step, config)
     seconds = time.perf_counter() - started
-    return {"task": task, "seconds": seconds, "peak": peak(), "more": peak() - before}
-
-
-def peak() -> int:
-    """Bytes that this process held at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"task": task, "seconds": seconds, "peak": peak_memory(), "more": peak_memory() - before}
 
 
 def run(options: Options) -> dict:

@@ -229,19 +229,12 @@ def measure(task: str, who: str, text_file: str, vocab_size: str, ours_file: str
     if task == "train":
         texts = text.split(END_OF_TEXT)
         _, taken = timed(lambda: TRAIN[who](texts, int(vocab_size), cores))
-        return {"train": taken, "peak": peak()}
+        return {"train": taken}
     encode = ENCODE[who](load_version("v4_modern").Tokenizer.load(ours_file), text, cores)
     ids, cold = timed(encode)
     _, warm = timed(encode)
     sha256 = hashlib.sha256(np.asarray(ids, np.uint32).tobytes()).hexdigest()
-    return {"cold": cold, "warm": warm, "peak": peak(), "sha256": sha256}
-
-
-def peak() -> int:
-    """Bytes that this process held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    return {"cold": cold, "warm": warm, "sha256": sha256}
 
 
 def turn(arguments: list[str], cores: int) -> dict:
@@ -303,7 +296,7 @@ def compare_at(
             row = {"task": measure, "who": who, "bytes": n_bytes, "cores": cores}
             for clock in ("cpu", "seconds"):
                 row[clock] = median(one[measure][clock] for one in taken)
-            rows.append(row | {"peak": max(one["peak"] for one in taken)})
+            rows.append(row)
     return rows
 
 
@@ -347,7 +340,7 @@ def report(results: dict) -> str:
     parts = [markdown(shares)]
     details = []
     for (n_bytes, cores), rows in measured.items():
-        table = [["", "tokenizer", "seconds", "MB/s", "v4's share", "peak MB"]]
+        table = [["", "tokenizer", "seconds", "MB/s", "v4's share"]]
         for row in rows:
             seconds = row[clock(cores)]
             speed = f"{n_bytes / 1e6 / seconds:.1f}"
