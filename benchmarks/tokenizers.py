@@ -348,7 +348,6 @@ def report(results: dict) -> str:
                 f"{seconds:.3f}",
                 speed,
                 f"{ratio(row, rows):.2f}",
-                f"{row['peak'] / 1e6:,.0f}",
             ]
             table.append([TASKS[row["task"]], row["who"], *cells])
         how = "CPU seconds on one core" if cores == 1 else f"seconds on {cores} cores"
