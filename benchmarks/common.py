@@ -167,8 +167,8 @@ def steps_for_bytes(version: str, n_bytes: float, options: dict[str, object]) ->
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most. `getrusage` is the last resort: a child's begins at what
-    its parent held."""
+    """Bytes that this process held at most. `getrusage` is the last resort: what it tells of a
+    child begins with what its parent held."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024

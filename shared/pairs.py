@@ -32,22 +32,25 @@ class LinkedWords:
         token = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8).astype(np.int32)
         token[0] = token[np.cumsum(lengths)] = -1  # none
         places = np.arange(len(token), dtype=np.int32)
-        of_word = np.append(0, np.repeat(np.arange(len(words)), lengths)).astype(np.int32)
+        of_word = np.zeros(len(token), np.int32)
+        of_word[1:] = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
         # Arrays of Python for loops; numpy's `all_` are views of the same memory.
-        self.token, self.before, self.after, self.of_word = (
-            array("i", values.tobytes()) for values in (token, places - 1, places + 1, of_word)
-        )
+        self.token, self.before, self.after, self.of_word = (array("i") for _ in range(4))
+        self.token.frombytes(token.view(np.uint8))
+        self.before.frombytes((places - 1).view(np.uint8))
+        self.after.frombytes((places + 1).view(np.uint8))
+        self.of_word.frombytes(of_word.view(np.uint8))
         self.all_token, self.all_before, self.all_after, self.all_of_word = (
             np.frombuffer(a, np.int32) for a in (self.token, self.before, self.after, self.of_word)
         )
-        self.count = [int(count) for count in counts]  # of words
-        self.all_count = np.array(counts, np.int64)
+        self.all_count = np.array(counts, np.int64)  # of words
+        self.count = array("q", self.all_count.tobytes())
         self.where: dict[Pair, Places] = {}  # where pairs are, or were
 
     def pairs(self) -> dict[Pair, int]:
         """How often each pair of bytes occurs."""
         token = self.all_token
-        places = np.flatnonzero((token[:-1] >= 0) & (token[1:] >= 0))
+        places = np.flatnonzero((token[:-1] >= 0) & (token[1:] >= 0)).astype(np.int32)
         codes = (token[places] << 8 | token[places + 1]).astype(np.uint16)
         order = codes.argsort(kind="stable")  # radix sort
         pairs = {}

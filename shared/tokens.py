@@ -17,6 +17,7 @@ opened: about a second a gigabyte.
 
 import codecs
 import inspect
+import mmap
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,7 +96,16 @@ def random_windows(
             "lower --context-length or give more text"
         )
     starts = generator.integers(0, len(tokens) - length + 1, size=(count, 1))
-    return torch.from_numpy(tokens[starts + np.arange(length)].astype(np.int64))
+    windows = torch.from_numpy(tokens[starts + np.arange(length)].astype(np.int64))
+    let_go(tokens)
+    return windows
+
+
+def let_go(tokens: np.ndarray) -> None:
+    """Give back the memory that a file's pages took: a system maps 64 KB around a byte that is
+    read, so that some thousand windows would take as much as all of a file."""
+    if isinstance(tokens, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        tokens._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def windows_in_order(
@@ -109,6 +119,7 @@ def windows_in_order(
     starts = range(0, len(tokens) - 1, count * length)
     for start in tqdm(starts, desc="evaluating", delay=1, leave=False):
         piece = torch.from_numpy(tokens[start : start + count * length + 1].astype(np.int64))
+        let_go(tokens)
         inputs, targets = piece[:-1], piece[1:]
         whole = len(inputs) // length * length
         if whole:
