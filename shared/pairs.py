@@ -28,21 +28,20 @@ class LinkedWords:
     """
 
     def __init__(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
+        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
-        token = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8).astype(np.int32)
-        token[0] = token[np.cumsum(lengths)] = -1  # none
-        places = np.arange(len(token), dtype=np.int32)
-        of_word = np.zeros(len(token), np.int32)
-        of_word[1:] = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
         # Arrays of Python for loops; numpy's `all_` are views of the same memory.
-        self.token, self.before, self.after, self.of_word = (array("i") for _ in range(4))
-        self.token.frombytes(token.view(np.uint8))
-        self.before.frombytes((places - 1).view(np.uint8))
-        self.after.frombytes((places + 1).view(np.uint8))
-        self.of_word.frombytes(of_word.view(np.uint8))
+        self.token, self.before, self.after, self.of_word = (
+            array("i", [0]) * len(text) for _ in range(4)
+        )
         self.all_token, self.all_before, self.all_after, self.all_of_word = (
             np.frombuffer(a, np.int32) for a in (self.token, self.before, self.after, self.of_word)
         )
+        self.all_token[:] = text
+        self.all_token[0] = self.all_token[np.cumsum(lengths)] = -1  # none
+        self.all_before[:] = np.arange(-1, len(text) - 1, dtype=np.int32)
+        self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
+        self.all_of_word[1:] = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
         self.all_count = np.array(counts, np.int64)  # of words
         self.count = array("q", self.all_count.tobytes())
         self.where: dict[Pair, Places] = {}  # where pairs are, or were
@@ -53,8 +52,10 @@ class LinkedWords:
         places = np.flatnonzero((token[:-1] >= 0) & (token[1:] >= 0)).astype(np.int32)
         codes = (token[places] << 8 | token[places + 1]).astype(np.uint16)
         order = codes.argsort(kind="stable")  # radix sort
+        codes, places = codes[order], places[order]
+        del order  # the largest of all that is held
         pairs = {}
-        for code, count, here in self.groups(codes[order], places[order]):
+        for code, count, here in self.groups(codes, places):
             self.where[code >> 8, code & 255] = here
             pairs[code >> 8, code & 255] = count
         return pairs
