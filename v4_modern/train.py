@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
@@ -353,17 +354,18 @@ class Position(nn.Module):
         self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
 
     def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, (T, D/2) each, for T tokens of which the first stands at `first`."""
+        """Cosines and sines, (T, D) each, for T tokens of which the first stands at `first`; the
+        first half of the sines is negative, as `rotate` needs it."""
         t = torch.arange(first, first + T, device=self.frequencies.device)
-        angles = t[:, None] * self.frequencies
-        return angles.cos(), angles.sin()
+        angles = t[:, None] * self.frequencies  # (T, D/2)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Queries or keys (B, H, T, D), turned by position; channel i pairs with i + D/2."""
     cos, sin = turn
-    left, right = x.chunk(2, dim=-1)  # (B, H, T, D/2)
-    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1).type_as(x)
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
 
 
 # ---- 6. Model: attention ----
@@ -490,12 +492,35 @@ class LanguageModel(nn.Module):
 
 
 # ---- 9. Optimizer and schedule ----
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Nats for `targets` (...) under `logits` (..., V): their mean, or, with "none", each.
+class CrossEntropy(torch.autograd.Function):
+    """log sum exp(x) - x[t] for logits x (..., V) and targets t (...).
 
-    -log softmax(x)[t] = log sum exp(x) - x[t].
+    Its gradient is softmax(x), less 1 at t. The softmax is made where the logits were: in a small
+    model with a large vocabulary they are the most that a step has to keep.
     """
-    losses = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, t: Tensor) -> Tensor:
+        """(..., V), (...) -> (...); `x` is overwritten."""
+        t = t.unsqueeze(-1)
+        right = x.gather(-1, t)
+        highest = x.amax(-1, keepdim=True)
+        total = x.sub_(highest).exp_().sum(-1, keepdim=True)
+        ctx.save_for_backward(x, t, total)
+        return (total.log() + highest - right).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        """(...) -> (..., V)."""
+        x, t, total = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        return x.mul_(grad / total).scatter_add_(-1, t, -grad), None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Nats for `targets` (...) under `logits` (..., V), which it overwrites: their mean, or, with
+    "none", each."""
+    losses = CrossEntropy.apply(logits, targets)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -542,19 +567,29 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_addcdiv_(parameters, means, scales, -lr / correction1)
 
 
-def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(x: Tensor, steps: int = 4) -> Tensor:
     """Matrices (N, rows, columns) with their singular values moved to about 1 (0.7 to 1.2).
 
     Newton-Schulz iteration with the quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/
-    muon), which trades exactness for speed: a x + b (x x') x + c (x x')^2 x.
+    muon), which trades exactness for speed: p(x x') x, where p(g) = a + b g + c g^2. Its factors p
+    depend on g = x x' alone, which is smaller than x: they are multiplied first.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+
+    def p(g: Tensor) -> Tensor:
+        y = torch.baddbmm(g, g, g, beta=-4.7750, alpha=2.0315)
+        y.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        return y
+
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now none is above 1
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1
+    g = x @ x.mT
+    product = factor = p(g)
+    for _ in range(steps - 1):
+        g = factor @ g @ factor  # of x after this step
+        factor = p(g)
+        product = factor @ product
+    x = product @ x
     return x.mT if tall else x
 
 
@@ -668,7 +703,7 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     return int(ids[torch.multinomial(p, 1, generator=generator)])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
     """Go on from `ids` by up to `max_new_tokens`; each token is read once, then kept in caches.
 
