@@ -153,7 +153,7 @@ def draw(results: dict) -> Figure:
             proportional = [rows[-1]["seconds"] * size / sizes[-1] for size in sizes]
             time_axes.plot(sizes, proportional, ":", color="gray", label="proportional")
     time_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="seconds")
-    memory_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="peak memory, MB")
+    memory_axes.set(xscale="log", ylim=(0, None), xlabel="MB of text", ylabel="peak memory, MB")
     time_axes.legend(fontsize="small")
     return figure
 
