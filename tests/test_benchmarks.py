@@ -12,7 +12,7 @@ from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, compare, faults, report, scale, sweep, tokenizers
+from benchmarks import common, compare, faults, report, scale, sweep, tokenizers, training
 from shared.files import UserError, read_json, write_json
 from v4_modern import encode
 
@@ -232,6 +232,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
     """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
+    of_their_own["training"] = training
     module = of_their_own.get(name, sweep if "points" in results else compare)
     assert module.report(results) == text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
@@ -240,7 +241,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults"}
+    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults", "training"}
 
 
 def test_readme_is_written_between_its_markers_alone():
@@ -286,7 +287,7 @@ def test_headers_promise_what_was_measured(name):
 def test_every_file_and_option_of_the_readme_exists():
     options = {"--help", "--logdir"}  # the second is TensorBoard's
     configs = [load_version(name).Config for name in VERSIONS]
-    others = [module.Options for module in (compare, sweep, report, encode)]
+    others = [module.Options for module in (compare, sweep, report, encode, training)]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= options

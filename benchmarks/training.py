@@ -1,0 +1,446 @@
+"""Where a step of v4 goes, how much of the machine it uses, and how it does beside nanoGPT.
+
+    python benchmarks/training.py                            v4 alone
+    python benchmarks/training.py --processes 1 2            and by torchrun with so many processes
+    python benchmarks/training.py --nanogpt ../nanoGPT       and beside a clone of nanoGPT
+
+Stopped, the same command goes on after what is finished; a further part is added to those that are.
+All is measured on the CPU. Tables, picture and results.json go to benchmarks/results/training/.
+`--readme` measures nothing: it writes the tables from results.json, the README's too.
+"""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks import race
+from benchmarks.common import (
+    RESULTS,
+    load_version,
+    markdown,
+    peak_memory,
+    short_commit,
+    write_readme,
+)
+from benchmarks.pictures import axes_of, colour, save
+from benchmarks.trainers import (
+    NANOGPT_STEPS,
+    V4,
+    V4Trainer,
+    interleave,
+    load_nanogpt,
+    parameters,
+)
+from shared.command_line import clear_errors, parse_options, print_text
+from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.run import machine_facts, read_rows
+
+WARM_UP = 3  # steps before those that are timed
+PEAK_SIZES = (1024, 2048)  # of the square matrices whose products tell the machine's peak
+PEAK_EVERY = 10  # steps between such products
+WRITTEN, WRITTEN_CONTEXT, WRITE_TURNS = 500, 256, 3  # tokens written, with such a context
+MEMORY_STEPS = 5  # that find the peak of memory
+PROCESS_STEPS = 100  # of a run by torchrun
+PARTS = ("data", "forward and loss", "backward", "clipping")  # then the optimizers, by their names
+REST, WHOLE = "the rest", "whole step"
+
+
+@dataclass
+class Options:
+    """Measure where a step of v4 goes and, given a clone of nanoGPT, train both."""
+
+    nanogpt: str = ""  # folder of a clone of nanoGPT, to train v4 beside it
+    text: str = "shakespeare"  # what both train on: a name or a path, as --data of the versions
+    seeds: int = 3  # runs of each of them
+    nanogpt_steps: int = NANOGPT_STEPS  # that nanoGPT trains for
+    processes: tuple[int, ...] = ()  # 1 2: time also torchrun with 1 and with 2 processes
+    data: str = "pydocs"  # what v4 alone trains on
+    steps: int = 60  # of v4 alone that are timed
+    threads: int = 0  # CPU threads; 0: as torch chooses
+    name: str = "training"  # of the folder of results
+    fresh: bool = False  # measure again what is finished
+    readme: bool = False  # measure nothing, write tables and README from results.json
+
+    def __post_init__(self) -> None:
+        counts = (self.seeds, self.nanogpt_steps, self.steps, *self.processes)
+        if min(counts) < 1 or self.threads < 0:
+            raise UserError(
+                "--seeds, --nanogpt-steps, --processes and --steps must be 1 or more, --threads 0 "
+                "or more"
+            )
+
+
+# ---- a step ----
+
+
+@contextmanager
+def watched(trainer: V4Trainer, clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """What of `clock` each part of v4's own training step takes, while this is open.
+
+    The functions that a step calls are wrapped, so that it is the step itself that is measured,
+    not a copy of it. Of parts within parts, the outer one counts.
+    """
+    places = [
+        (trainer.module, "get_batch", PARTS[0]),
+        (trainer.model, "forward", PARTS[1]),
+        (trainer.module, "cross_entropy", PARTS[1]),
+        (torch.Tensor, "backward", PARTS[2]),
+        (trainer.module, "clip_grad_norm", PARTS[3]),
+        *((optimizer, "step", type(optimizer).__name__) for optimizer in trainer.optimizers),
+    ]
+    taken = {part: 0 for _, _, part in places}
+    under_way = []
+
+    def watch(work: Callable, part: str) -> Callable:
+        def do(*args: object, **named: object) -> object:
+            if under_way:
+                return work(*args, **named)
+            under_way.append(part)
+            before = clock()
+            try:
+                return work(*args, **named)
+            finally:
+                taken[part] += clock() - before
+                under_way.clear()
+
+        return do
+
+    with ExitStack() as stack:
+        for owner, name, part in places:
+            if work := getattr(owner, name, None):
+                stack.enter_context(patch.object(owner, name, watch(work, part)))
+        yield taken
+
+
+def split_step(trainer: V4Trainer, clock: Callable[[], float]) -> dict[str, float]:
+    """What of `clock` (seconds, or FLOPs so far) one step takes: each part, the rest, the whole."""
+    with watched(trainer, clock) as taken:
+        before = clock()
+        trainer.train_step()
+        whole = clock() - before
+    return taken | {REST: whole - sum(taken.values()), WHOLE: whole}
+
+
+def count_flops(trainer: V4Trainer) -> dict[str, float]:
+    """The FLOPs of one step's matrix products, part by part: a multiplication and an addition are
+    two. Attention is spelled out, since the CPU's kernel for it is not counted; masked scores
+    count as others do, for they are computed."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        return split_step(trainer, counter.get_total_flops)
+
+
+def matrix_peak(size: int) -> float:
+    """FLOP/s of one product of two square float32 matrices."""
+    left, right, out = (torch.ones(size, size) for _ in range(3))
+    started = time.perf_counter()
+    torch.mm(left, right, out=out)
+    return 2 * size**3 / (time.perf_counter() - started)
+
+
+def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]:
+    """The median seconds of a step's parts, and the best FLOP/s of matrix products made between
+    the steps, in the same minute."""
+    taken, peak = [], 0.0
+    for step in tqdm(range(-WARM_UP, steps), desc="steps", leave=False):
+        parts = split_step(trainer, time.perf_counter)
+        if step >= 0:
+            taken.append(parts)
+        if step % PEAK_EVERY == 0:
+            peak = max(peak, *map(matrix_peak, PEAK_SIZES))
+    return {part: median(each[part] for each in taken) for part in taken[0]}, peak
+
+
+# ---- v4 alone ----
+
+
+def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
+    """A new v4 on a corpus, with the defaults but for `options`; the bytes that a token holds."""
+    module = load_version(V4)
+    config = module.Config(data=data, device="cpu")
+    tokenizer, corpus, *splits = module.load_data(config)
+    config = replace(config, vocab_size=tokenizer.vocab_size, **options)
+    return V4Trainer(config, tokenizer, *splits), corpus.train_bytes / len(splits[0])
+
+
+def memory_of_training(data: str, threads: int) -> dict[str, int]:
+    """Bytes that this process holds at most in some steps of v4, and how many more than before."""
+    torch.set_num_threads(threads)
+    before = peak_memory()
+    trainer, _ = make_v4(data)
+    for _ in range(MEMORY_STEPS):
+        trainer.train_step()
+    return {"peak": peak_memory(), "more": peak_memory() - before}
+
+
+def measure_alone(options: Options) -> dict:
+    """v4 as it ships: the parts of a step, FLOPs, tokens written a second, memory."""
+    trainer, bytes_a_token = make_v4(options.data)
+    config = trainer.config
+    seconds, peak = time_steps(trainer, options.steps)
+    writer, _ = make_v4(options.data, context_length=WRITTEN_CONTEXT, max_new_tokens=WRITTEN)
+    work = {"cache": writer.write, "no cache": writer.write_uncached}
+    written = interleave(work, WRITE_TURNS, "writing in turn")
+    spawn = multiprocessing.get_context("spawn")  # a process whose memory is its own
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        memory = pool.submit(memory_of_training, options.data, torch.get_num_threads()).result()
+    return {
+        "data": Path(options.data).name,
+        "machine": machine_facts(),
+        "steps": options.steps,
+        "parameters": parameters(trainer),
+        "tokens_a_step": config.batch_size * config.context_length * config.accumulation_steps,
+        "bytes_a_token": bytes_a_token,
+        "seconds": seconds,
+        "flops": count_flops(trainer),
+        "peak_flops_a_second": peak,
+        "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
+        "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
+        "memory": memory,
+    }
+
+
+# ---- several processes ----
+
+
+def run_processes(count: int, folder: Path, options: Options) -> dict:
+    """v4 by torchrun with `count` processes of one thread; its tokens a second.
+
+    The first row of metrics.jsonl is left out: its steps warm up.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(count), str(ROOT / V4 / "train.py"), "--out", str(folder)]
+    command += ["--data", options.data, "--device", "cpu", "--steps", str(PROCESS_STEPS)]
+    command += ["--evaluate-every", str(PROCESS_STEPS)]
+    log = folder.with_name(folder.name + ".log")
+    print(f"{count} processes: {PROCESS_STEPS} steps", flush=True)
+    with open(log, "wb") as output:
+        environment = dict(os.environ, OMP_NUM_THREADS="1")
+        done = subprocess.run(command, env=environment, stdout=output, stderr=output)
+    if done.returncode:
+        raise UserError(f"{count} processes ended with status {done.returncode}: see {log}")
+    return {"processes": count} | tokens_a_second(folder)
+
+
+def tokens_a_second(folder: Path) -> dict:
+    """Tokens of a step, and a second between the first and the last row of a finished run."""
+    summary = read_json(folder / "summary.json")
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "train_loss" in row]
+    steps, seconds = (rows[-1][name] - rows[0][name] for name in ("step", "seconds"))
+    a_step = summary["train_tokens"] / summary["steps"]
+    return {"tokens_a_step": a_step, "tokens_a_second": a_step * steps / seconds}
+
+
+# ---- all of it ----
+
+
+def measure(options: Options, folder: Path) -> dict:
+    """All that is asked for and not kept in `folder` yet; what goes into results.json."""
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.nanogpt:
+        load_nanogpt(options.nanogpt)  # a wrong folder is refused before any work
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")
+    asked = {name: getattr(options, name) for name in names}
+    path = folder / "results.json"
+    results = read_json(path) if path.exists() else {"options": asked}
+    if results["options"] != asked:
+        raise UserError(
+            f"{folder} is of {results['options']}, not {asked}: use --fresh or another --name"
+        )
+
+    def keep() -> None:
+        write_json(path, results)
+
+    if "alone" not in results:
+        results["alone"] = measure_alone(options)
+        keep()
+    for count in options.processes:
+        rows = results.setdefault("processes", [])
+        if all(row["processes"] != count for row in rows):
+            rows.append(run_processes(count, folder / f"processes-{count}", options))
+            keep()
+    if options.nanogpt:
+        beside = results.setdefault("nanogpt", {"machine": machine_facts()})
+        race.race(options.nanogpt, options.text, options.nanogpt_steps, options.seeds, beside, keep)
+    return results
+
+
+def without_paths(results: dict) -> dict:
+    """What is published: of the texts, which may be files of this machine, the names alone."""
+    names = {name: Path(results["options"][name]).name for name in ("text", "data")}
+    return results | {"options": results["options"] | names}
+
+
+# ---- telling ----
+
+
+def summarize(alone: dict) -> dict:
+    """What v4 alone comes to: the share of each part, and of the machine's peak in its FLOPs."""
+    seconds, flops = alone["seconds"], alone["flops"]
+    whole, peak = seconds[WHOLE], alone["peak_flops_a_second"]
+    of_model = flops["forward and loss"] + flops["backward"]
+    return {
+        "shares": {part: taken / whole for part, taken in seconds.items()},
+        "tokens_a_second": alone["tokens_a_step"] / whole,
+        "bytes_a_second": alone["tokens_a_step"] * alone["bytes_a_token"] / whole,
+        "flops_a_second": flops[WHOLE] / whole,
+        "utilization": flops[WHOLE] / whole / peak,
+        "model_flops_a_second": of_model / whole,
+        "model_utilization": of_model / whole / peak,
+        "cache_gain": alone["written_a_second"]["cache"] / alone["written_a_second"]["no cache"],
+    }
+
+
+def on_machine(machine: dict) -> str:
+    return (
+        f"Python {machine['python']}, torch {machine['torch']}, CPU threads: "
+        f"{machine['threads']}, commit {short_commit(machine['commit'])}."
+    )
+
+
+def report_alone(alone: dict) -> str:
+    """A table of the step's parts, and one of what else was measured."""
+    of, peak = summarize(alone), alone["peak_flops_a_second"]
+    table = [["of a step of v4", "milliseconds", "share", "GFLOP"]]
+    for part, seconds in alone["seconds"].items():
+        gflop = alone["flops"][part] / 1e9
+        cells = [f"{1000 * seconds:.1f}", f"{of['shares'][part]:.1%}"]
+        table.append([part, *cells, f"{gflop:.2f}" if gflop else ""])
+    written, lengths, memory = alone["written_a_second"], alone["written"], alone["memory"]
+    facts = [
+        ["of v4", ""],
+        ["tokens a second", f"{of['tokens_a_second']:,.0f}"],
+        ["bytes a second", f"{of['bytes_a_second']:,.0f}"],
+        [
+            "GFLOP/s of the whole step",
+            f"{of['flops_a_second'] / 1e9:.1f}, **{of['utilization']:.0%}** of the "
+            f"{peak / 1e9:.1f} that matrix products alone reach",
+        ],
+        [
+            "of the model's forward and backward alone (MFU)",
+            f"{of['model_flops_a_second'] / 1e9:.1f}, {of['model_utilization']:.0%}",
+        ],
+        [
+            f"tokens written a second ({lengths['tokens']:,} at context {lengths['context']:,})",
+            f"{written['cache']:,.0f}, {of['cache_gain']:.1f} times the "
+            f"{written['no cache']:,.0f} without cache",
+        ],
+        [
+            "peak memory of training",
+            f"{memory['peak'] / 1e6:,.0f} MB, {memory['more'] / 1e6:,.0f} MB of it more than "
+            "before the first step",
+        ],
+    ]
+    return (
+        f"{markdown(table)}\n\n{markdown(facts)}\n\nv4 as it ships ({alone['parameters']:,} "
+        f"parameters, {alone['tokens_a_step']:,} tokens a step) on `{alone['data']}`; medians of "
+        f"{alone['steps']} steps, so the parts make the whole only about; the products are of "
+        f"float32 matrices of {' and '.join(map(str, PEAK_SIZES))} rows, the best of those made "
+        f"between the steps; {on_machine(alone['machine'])}"
+    )
+
+
+def report_processes(rows: list[dict]) -> str:
+    """Tokens a second against the number of processes."""
+    rows = sorted(rows, key=lambda row: row["processes"])
+    table = [["processes of one thread", "tokens a step", "tokens a second", "times", "efficiency"]]
+    for row in rows:
+        times = row["tokens_a_second"] / rows[0]["tokens_a_second"]
+        more = row["processes"] / rows[0]["processes"]
+        cells = [f"{row['tokens_a_step']:,.0f}", f"{row['tokens_a_second']:,.0f}"]
+        table.append([str(row["processes"]), *cells, f"{times:.2f}", f"{times / more:.0%}"])
+    return markdown(table)
+
+
+def report(results: dict) -> str:
+    """All tables, of the parts that were measured."""
+    parts = [report_alone(results["alone"])]
+    if "processes" in results:
+        parts.append(report_processes(results["processes"]))
+    if "nanogpt" in results:
+        beside = race.report(results["nanogpt"], results["options"]["nanogpt_steps"])
+        parts.append(f"{beside} {on_machine(results['nanogpt']['machine'])}")
+    return "\n\n".join(parts)
+
+
+def draw(results: dict) -> Figure:
+    """The parts of a step as bars; beside nanoGPT, bits per byte against seconds."""
+    beside = results.get("nanogpt", {})
+    figure, panels = axes_of(2 if beside.get("runs") else 1)
+    seconds = {part: s for part, s in results["alone"]["seconds"].items() if part != WHOLE}
+    bars = panels[0].barh(list(seconds), [1000 * s for s in seconds.values()], color=colour(V4))
+    shares = summarize(results["alone"])["shares"]
+    panels[0].bar_label(bars, [f"{shares[part]:.0%}" for part in seconds], padding=3)
+    panels[0].invert_yaxis()
+    panels[0].margins(x=0.15)
+    panels[0].set(xlabel="milliseconds of a step of v4")
+    if beside.get("runs"):
+        draw_race(panels[1], beside)
+    return figure
+
+
+def draw_race(axes: Axes, beside: dict) -> None:
+    """nanoGPT's runs as lines, v4's complete runs as dots."""
+    paint = {race.NANOGPT: "gray", race.SUBWORDS: colour(V4), race.CHARACTERS: "C9"}
+    labelled = set()
+    for run in beside["runs"]:
+        who, curve = run["who"], [[run["steps"], run["bits_per_byte"]]]
+        if run["bits_per_byte"] is None:  # diverged
+            continue
+        curve = [point for point in run["curve"] if point[0]] + curve
+        axes.plot(
+            [race.seconds_of(beside, who, steps) for steps, _ in curve],
+            [bits for _, bits in curve],
+            ".-" if who == race.NANOGPT else "o",
+            color=paint[who],
+            alpha=0.6,
+            label=None if who in labelled else who,
+        )
+        labelled.add(who)
+    axes.set_xscale("log")
+    axes.set(xlabel="seconds of training", ylabel="bits per byte of validation text")
+    axes.legend()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with clear_errors():
+        options = parse_options(Options, arguments)
+        folder = RESULTS / options.name
+        if not options.readme:
+            results = measure(options, ROOT / "runs" / "training" / options.name)
+            write_json(folder / "results.json", without_paths(results))
+        results = read_json(folder / "results.json")
+        text = report(results)
+        if options.readme:
+            write_readme(options.name, text)
+        write_text(folder / "table.md", text + "\n")
+        save(draw(results), folder / "training.png")
+        print_text(text)
+        if "nanogpt" not in results:
+            print("nanoGPT was not trained: --nanogpt FOLDER names a clone of it")
+
+
+if __name__ == "__main__":
+    main()
