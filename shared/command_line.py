@@ -191,7 +191,7 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if distributed.is_of_a_lost_process(error):
-            distributed.tell_error(f"error: {distributed.LOST}")
+            distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
             sys.exit(1)
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not full and "can't allocate memory" not in str(error):

@@ -34,7 +34,7 @@ from shared.files import UserError
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(weeks=1)  # for what one process does alone; a dead one is noticed at once
-LOST = "another process of this run ended: --resume goes on from the last checkpoint"
+LOST = "another process of this run ended or is out of reach: --resume goes on from the checkpoint"
 _among_cpus: dist.ProcessGroup | None = None
 
 

@@ -178,7 +178,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_in_one(corpus_file, tmp_pa
     started = time.monotonic()
     ends = together(2, tmp_path, work)
     assert ends[dead].status == -signal.SIGKILL and ends[1 - dead].status == 1
-    assert errors(ends) == [f"error: {distributed.LOST}"]
+    assert len(errors(ends)) == 1 and errors(ends)[0].startswith(f"error: {distributed.LOST} (")
     assert time.monotonic() - started < 40  # of a busy machine; gloo sees it at once
     v4.main(["--resume", "--out", str(tmp_path / "run")])
     assert_close(whole[0], tmp_path / "run")
