@@ -35,12 +35,12 @@ from shared.files import UserError
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(weeks=1)  # for what one process does alone; a dead one is noticed at once
 LOST = "another process of this run ended or is out of reach: --resume goes on from the checkpoint"
-_among_cpus: dist.ProcessGroup | None = None
+_among_cpus: "dist.ProcessGroup | None" = None
 
 
 def processes() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many processes train together. Some clusters set WORLD_SIZE for what they start."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:

@@ -29,7 +29,7 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
     """
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {"WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    environment["TORCHELASTIC_USE_AGENT_STORE"] = True
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "tests"}
     children = {}
     for rank in range(n):
         if child := os.fork():
@@ -157,6 +157,34 @@ def test_shared_out_is_the_function_of_all(n, tmp_path):
     assert [end.status for end in ends] == [0] * 3, [end.err for end in ends]
 
 
+@needs_fork
+def test_gradients_are_exchanged_once_a_step(tmp_path):
+    """And are those of the whole batch, for windows numbered 0 to 7 in two batches of four."""
+
+    def work(rank):
+        distributed.join(4, "cpu")
+        model, exchanged = torch.nn.Linear(1, 1, bias=False), []
+        replica = distributed.replica(model)
+
+        def exchange(_, bucket):
+            exchanged.append(bucket.buffer().clone())
+            future = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
+            return future.get_future().then(lambda done: done.value()[0])
+
+        replica.register_comm_hook(None, exchange)
+        for batch in range(2):
+            windows = torch.arange(8.0).view(2, 4, 1)[batch]
+            share = distributed.my_share(windows, windows.device)
+            with distributed.averaging(replica, now=batch == 1):
+                loss = replica(share).mean() / 2
+            loss.backward()
+        assert len(exchanged) == 1 and exchanged[0].item() == (3.0, 4.0)[rank]  # 0 2 4 6, 1 3 5 7
+        assert model.weight.grad.item() == 3.5
+
+    ends = together(2, tmp_path, work)
+    assert [end.status for end in ends] == [0, 0], [end.err for end in ends]
+
+
 def test_one_process_shares_with_nobody():
     stack = torch.randn(2, 3, 4)
     assert distributed.shared_out(lambda x: x, stack) is stack
@@ -249,9 +277,10 @@ def test_what_ends_one_ends_all_in_one_line(corpus_file, tmp_path):
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert distributed.processes() == 1 and distributed.is_first()  # not torchrun's
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tests")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device, words in (("mps", "in one process"), ("cuda", "this machine has 1 GPU")):
         with pytest.raises(UserError, match=words):
