@@ -66,7 +66,7 @@ SIZES = {  # of a run of seconds; a version takes those that it knows
 }
 PHASES = ("corpus", "tokenizer", "encoding", "step", "checkpoint", "evaluation", "end")
 KILL = getattr(signal, "SIGKILL", 9)  # Windows has none
-TIMES = {"seconds", "tokens_per_second"}  # no run gives the same twice
+TIMES = {"seconds", "tokens_per_second", "mfu"}  # no run gives the same twice
 RUN_FILES = ("config.json", "tokenizer.json", "checkpoint.pt")
 WRONG_VALUES = ("0", "-1", "-0.5", "nan", "inf", "1e400", "1e-320", str(10**30), "1.5", "many", "")
 

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, TypeVar, get_args, get_origin
 import torch
 import tyro
 
+from shared import distributed
 from shared.corpora import DOWNLOADS
 from shared.files import UserError, lock, need_package, read_json
 from shared.model_files import read_sizes
@@ -51,7 +52,7 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = dataclasses.replace(config, data=str(path))
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
-    if not config.sample:
+    if not config.sample and distributed.is_first():
         _check_folder(Path(config.out).resolve())
     return config
 
@@ -163,35 +164,43 @@ def _can_be_a_path(name: str) -> bool:
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 143
-    for SIGTERM, 1 for what the system refuses."""
+    for SIGTERM, 1 for what the system refuses, or when another process of the run was lost."""
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()  # Python's own condition
-    before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
+    handlers = {signal.SIGTERM: stop}
+    if not distributed.is_first():  # what only waits for another has nothing to put in order
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_DFL)
+    if threading.current_thread() is not threading.main_thread():  # Python's own condition
+        handlers = {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        with distributed.one_voice():
+            yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        distributed.tell_error(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print("stopped", file=sys.stderr)
+        distributed.tell_error("stopped")
         sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
     except BrokenPipeError:  # what read our output, `head` for one, has seen enough
         sys.exit(1)
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
+        distributed.tell_error(f"error: {error.strerror or error}: {error.filename or 'a file'}")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
+        if distributed.is_of_a_lost_process(error):
+            distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
+            sys.exit(1)
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not full and "can't allocate memory" not in str(error):
             raise
-        print("error: out of memory: a smaller model, batch or context needs less", file=sys.stderr)
+        distributed.tell_error("error: out of memory: a smaller model, batch or context needs less")
         sys.exit(2)
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pick_device(name: str) -> str:

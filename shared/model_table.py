@@ -20,6 +20,25 @@ from shared.command_line import print_text
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; blocks are taken together
 
+# Dense bfloat16 TFLOP/s with sums in float32, as NVIDIA's data sheets and (GeForce) whitepapers of
+# GA102 and AD102 tell them; where those tell them for sparse matrices, half. By the exact name, for
+# a part of a GPU, or one for laptops, has another. GPUs before 2020 have no bfloat16.
+BFLOAT16_PEAK = {
+    "NVIDIA H200": 989.5,
+    "NVIDIA H100 80GB HBM3": 989.5,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA H100 PCIe": 756.5,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA L40S": 362,
+    "NVIDIA L4": 121,
+    "NVIDIA A10": 125,
+    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 3090": 71,
+}
+
 
 @dataclass
 class ModelSize:
@@ -42,8 +61,7 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
         ids = torch.zeros(config.batch_size, config.context_length, dtype=torch.long)
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             model(ids)
-        with FlopCounterMode(display=False) as training:
-            loss_of(model, ids).backward()
+        training = training_flops(model, ids)
         optimizers = make_optimizers(model, config)
         for optimizer in optimizers:
             optimizer.step()
@@ -61,7 +79,7 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
         dict(parameters),
         dict(flops),
         forward.get_total_flops() // ids.numel(),
-        training.get_total_flops() // ids.numel(),
+        training,
         sum(parameter.nbytes for parameter in model.parameters()),
         sum(parameter.grad.nbytes for parameter in model.parameters()),
         sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor)),
@@ -72,6 +90,28 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
 def part(name: str) -> str:
     """The part to which the module or parameter called `name` belongs."""
     return "".join(filter(None, PART.match(name).groups()))
+
+
+def training_flops(model: nn.Module, ids: Tensor) -> int:
+    """FLOPs of the matrix products for each of the `ids` (B, T), forward and backward."""
+    with FlopCounterMode(display=False) as training:
+        loss_of(model, ids).backward()
+    return training.get_total_flops() // ids.numel()
+
+
+def share_of_peak(model: nn.Module, config: Any, device: torch.device) -> float | None:  # noqa: ANN401
+    """What share of the FLOPs that `device` is made for a token a second takes; None if unknown.
+
+    Times tokens a second, it is the model FLOPs utilization of Chowdhery et al. 2022, appendix B,
+    in which attention counts over the whole context.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if name not in BFLOAT16_PEAK:
+        return None
+    with torch.device("meta"):
+        alike = type(model)(config).train()
+        ids = torch.zeros(1, config.context_length, dtype=torch.long)
+        return training_flops(alike, ids) / (BFLOAT16_PEAK[name] * 1e12)
 
 
 def loss_of(model: nn.Module, ids: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from shared import distributed
 from shared.command_line import encode_prompt, lock_metrics, pick_device, print_text
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.files import (
@@ -39,6 +40,7 @@ from shared.files import (
     write_json,
     write_text,
 )
+from shared.model_table import share_of_peak
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
@@ -73,16 +75,21 @@ class Run:
     ) -> None:
         self.version, self.config, self.tokenizer = version, config, tokenizer
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
+        self.replica = model
         self.out = Path(config.out)
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
         self.device = torch.device(pick_device(config.device))
         keep_freed_memory()
         model.to(self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # what is not in bfloat16 is in TF32
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # of the steps since the last row of training loss
+        self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the last ones
         self.signal = 0  # the signal that asked us to stop
+        self.metrics_file = self.events = None  # of the process that writes
         encode_prompt(tokenizer, config.prompt)  # refused now, not after the training
         # What must be the same in a checkpoint; what may differ is in FREE_OPTIONS.
         self.identity = {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
@@ -98,6 +105,14 @@ class Run:
         The checkpoint before stays until this one is whole and on the disk, and for good if this
         one is of weights that are no numbers.
         """
+        if distributed.is_first():
+            self._write_checkpoint(parts)
+        if stop := distributed.highest(self.signal):
+            self.bar.close()
+            print_text(f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on")
+            sys.exit(128 + stop)
+
+    def _write_checkpoint(self, parts: Sequence[torch.nn.Module | torch.optim.Optimizer]) -> None:
         self._check_folder()
         progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
         progress["rows"] = self.rows
@@ -114,10 +129,6 @@ class Run:
             system = error if isinstance(error, OSError) else error.__context__
             reason = getattr(system, "strerror", None) or "is the disk full?"
             raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
-        if self.signal:
-            self.bar.close()
-            print_text(f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on")
-            sys.exit(128 + self.signal)
 
     def read_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
         """Put `parts` and the run back to where they were; parts beyond those given are left.
@@ -156,6 +167,25 @@ class Run:
     def __enter__(self) -> "Run":
         if self.step > self.config.steps:
             raise UserError(f"the run in {self.out} is past --steps {self.config.steps} already")
+        if not distributed.joined():
+            raise UserError(f"{self.version} trains in one process: start it without torchrun")
+        if distributed.is_first():
+            self._open_folder()
+        distributed.wait()
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python's own condition
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._remember)
+        self.replica = distributed.replica(self.model)
+        self.share_of_peak = share_of_peak(self.model, self.config, self.device)
+        self.timed = self.step, self.seconds  # where the last measurement of speed ended
+        self._announce()
+        steps = self.config.steps
+        self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
+        return self
+
+    def _open_folder(self) -> None:
+        """Put into the folder what a run begins with."""
         self.metrics_file = lock_metrics(self.out)
         if self.checkpoint.exists() and not self.config.resume:
             self.metrics_file.close()  # Windows does not rename a folder with an open file
@@ -166,23 +196,15 @@ class Run:
         self.tokenizer.save(self.out / "tokenizer.json")
         self.metrics_file.truncate(0)
         self.metrics_file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python's own condition
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self._remember)
-        self.drawn, self.events = perf_counter(), None
+        self.drawn = perf_counter()
         if self.config.tensorboard:
             self.events = event_writer(self.out / "tensorboard", self.rows)
-        self._announce()
-        steps = self.config.steps
-        self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
         if self.events:
             self.events.close()
-        if kind:
+        if kind and self.metrics_file:
             self.metrics_file.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
@@ -206,10 +228,11 @@ class Run:
         print_text(f"the earlier run in {self.out} is now in {kept}")
 
     def _announce(self) -> None:
-        config, corpus = self.config, self.corpus
+        config, corpus, n = self.config, self.corpus, distributed.processes()
+        together = f", {n} processes" if n > 1 else ""
         print_text(
             f"{self.version}: {self._parameters():,} parameters, {config.vocab_size:,} tokens in "
-            f"the vocabulary, context of {config.context_length:,}, on {self.device}\n"
+            f"the vocabulary, context of {config.context_length:,}, on {self.device}{together}\n"
             f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
             f"{corpus.val_bytes:,} to validate, sha256 {corpus.sha256[:16]}\n"
             f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}"
@@ -228,12 +251,21 @@ class Run:
         return self.step == self.config.steps
 
     def checkpoint_is_due(self) -> bool:
-        """Whether to save now: at the end, when it is time, or when asked to stop."""
-        return bool(self.is_done() or self.signal or self.step % self.config.checkpoint_every == 0)
+        """Whether to save now: at the end, when it is time, or when a process is asked to stop."""
+        on_time = self.is_done() or self.step % self.config.checkpoint_every == 0
+        due = on_time or distributed.highest(self.signal) > 0
+        if due:
+            self._read_losses()
+        return due
 
     def evaluation_is_due(self) -> bool:
-        """Whether to look at the validation text now."""
-        return self.is_done() or self.step % self.config.evaluate_every == 0
+        """Whether to look at the validation text now; the first process does, the others wait."""
+        due = self.is_done() or self.step % self.config.evaluate_every == 0
+        if due:
+            self._read_losses()
+            if not distributed.is_first():
+                distributed.wait()
+        return due and distributed.is_first()
 
     def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
         """All of the validation `tokens` (N,) at the end; before, those of its first QUICK_BYTES,
@@ -244,22 +276,40 @@ class Run:
         ends = token_lengths(self.tokenizer)[start.astype(np.int64)].cumsum(0)
         return start[: int((ends < QUICK_BYTES).sum()) + 1]
 
-    def log_step(self, loss: float, learning_rate: float, seconds: float) -> None:
-        """Count a step that had this training `loss`; UserError if it is no number any more."""
-        if not math.isfinite(loss):
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            raise UserError(
-                f"the loss is {loss} at step {self.step}, the learning rate {learning_rate:g}, the "
-                f"gradient norm {torch.nn.utils.get_total_norm(gradients):g}: lower "
-                "--learning-rate and start again; the last checkpoint is kept"
-            )
+    def log_step(self, loss: float | torch.Tensor, learning_rate: float, seconds: float) -> None:
+        """Count a step that had this training `loss`; UserError if it is no number any more.
+
+        On a GPU the losses are read only when they are logged: reading one waits until all before
+        it is computed, and meanwhile the GPU is given no more work.
+        """
         self.step += 1
         self.seconds += seconds
-        self.losses.append(loss)
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.unread.append((loss, learning_rate))
+        if self.device.type == "cpu" or self.step % LOG_EVERY == 0:
+            self._read_losses()
         self.bar.update()
         if self.step % LOG_EVERY == 0:
             self._log_training_loss(learning_rate)
+
+    def _read_losses(self) -> None:
+        """Read those that are unread: the means over all processes."""
+        if not self.unread:
+            return
+        started, first = perf_counter(), self.step - len(self.unread)
+        losses, rates = zip(*self.unread)
+        losses = distributed.mean(torch.stack([torch.as_tensor(x) for x in losses]).tolist())
+        self.seconds += perf_counter() - started  # it was waited for what the GPU has still to do
+        for step, (loss, rate) in enumerate(zip(losses, rates), first):
+            if not math.isfinite(loss):
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                raise UserError(
+                    f"the loss is {loss} at step {step}, the learning rate {rate:g}, the gradient "
+                    f"norm {torch.nn.utils.get_total_norm(gradients):g}: lower --learning-rate and "
+                    "start again; the last checkpoint is kept"
+                )
+        self.losses += losses
+        self.unread = []
+        self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
 
     def _log_training_loss(self, learning_rate: float) -> None:
         row = {"step": self.step, "train_loss": sum(self.losses) / len(self.losses)}
@@ -283,16 +333,38 @@ class Run:
         scores["scored_bytes"] = n_bytes
         self.scores = scores
         row = {"step": self.step} | scores | {"scored_tokens": len(tokens) - 1}
-        self._append_row(row | {"seconds": round(self.seconds, 3)})
+        speed = self._speed()
+        self._append_row(row | {"seconds": round(self.seconds, 3)} | speed)
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
         self.bar.write(
             f"step {self.step:>6,} | train loss {train_loss} | val loss {scores['val_loss']:.4f} | "
             f"perplexity {scores['perplexity']:8.2f} | bits per byte {scores['bits_per_byte']:.4f} "
             f"| {self.seconds:5.0f} s"
+            + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
+            + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
         )
+        distributed.wait()  # so do the others, in evaluation_is_due
+
+    def _speed(self) -> dict[str, float]:
+        """Tokens a second since the last scores, and, where the GPU's peak is known, what share of
+        that of all GPUs they take (MFU)."""
+        steps, seconds = self.step - self.timed[0], self.seconds - self.timed[1]
+        self.timed = self.step, self.seconds
+        if not (steps and seconds):
+            return {}
+        return self._speed_of(steps * self._tokens_a_step() / seconds)
+
+    def _speed_of(self, tokens_per_second: float) -> dict[str, float]:
+        speed = {"tokens_per_second": round(tokens_per_second, 1)}
+        if self.share_of_peak:
+            share = tokens_per_second * self.share_of_peak / distributed.processes()
+            speed["mfu"] = round(share, 4)
+        return speed
 
     def _append_row(self, row: dict) -> None:
+        if not distributed.is_first():
+            return
         self.rows.append(row)
         self.metrics_file.write(json.dumps(row) + "\n")
         self.metrics_file.flush()
@@ -346,7 +418,11 @@ class Run:
         """Write summary.json, samples.txt and loss.png, print what they say, return the summary.
 
         `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
+        Processes other than the first wait for it and return {}.
         """
+        if not distributed.is_first():
+            distributed.wait()
+            return {}
         sample = "".join(self.write(generate))
         self._check_folder()
         summary = self._summary(corpus_tokens, dtype)
@@ -363,6 +439,7 @@ class Run:
             f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats a token, perplexity "
             f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
         )
+        distributed.wait()
         return summary
 
     def _summary(self, corpus_tokens: int, dtype: str) -> dict:
@@ -384,9 +461,11 @@ class Run:
             "train_tokens": tokens,
             "train_bytes": round(tokens * corpus.train_bytes / corpus_tokens),
             "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else None,
+            "tokens_per_second": None,
+            **(self._speed_of(tokens / self.seconds) if self.seconds else {}),
             **self.scores,
             "device": str(self.device),
+            "processes": distributed.processes(),
             "dtype": dtype,
             "seed": config.seed,
             **machine_facts(),

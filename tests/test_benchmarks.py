@@ -285,7 +285,8 @@ def test_headers_promise_what_was_measured(name):
 
 
 def test_every_file_and_option_of_the_readme_exists():
-    options = {"--help", "--logdir"}  # the second is TensorBoard's
+    options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's
+    options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
     others = [module.Options for module in (compare, sweep, report, encode, training)]
     for config in configs + others:

@@ -156,7 +156,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatc
     class Run:
         step, device, optimizers = 2, torch.device("cpu"), v4.make_optimizers(model, config)
 
-    Run.model, seen = model, []
+    Run.model = Run.replica = model
+    seen = []
     monkeypatch.setattr(v4, "clip_grad_norm", lambda p, _: seen.extend(q.grad.clone() for q in p))
     loss = v4.training_step(Run, tokens, config)
     assert loss == pytest.approx(expected.item(), rel=1e-5)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
-from shared import command_line
+from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
 from shared.model_files import load_weights
@@ -624,7 +624,7 @@ class Muon(torch.optim.Optimizer):
                 means = [self.state[p]["mean"] for p in parameters]
                 torch._foreach_lerp_(means, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, means, group["momentum"])  # Nesterov's
-                updates = orthogonalize(torch.stack(ahead)).unbind()
+                updates = distributed.shared_out(orthogonalize, torch.stack(ahead)).unbind()
                 scale = sqrt(max(1, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
@@ -738,18 +738,23 @@ def load_checkpoint(run: Run) -> None:
 
 
 # ---- 13. Training loop ----
-def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
-    """Move the weights once against the gradient of a batch's loss; return that loss."""
+def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
+    """Move the weights once against the gradient of a batch's loss; return that loss, (), left on
+    the device: reading it would wait for it. Of several processes, each has a share of the batch.
+    """
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
-        inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, batch, config))
-        with mixed_precision(run.device):
-            logits = run.model.train()(inputs).float()  # (B, T, V)
+        inputs, targets = (
+            distributed.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
+        )
+        last = (batch + 1) % batches == 0
+        with mixed_precision(run.device), distributed.averaging(run.replica, now=last):
+            logits = run.replica.train()(inputs).float()  # (B, T, V)
         loss = cross_entropy(logits, targets) / batches
         loss.backward()
-        total += loss.item()
+        total += loss.detach()
     clip_grad_norm(run.model.parameters(), config.clip_norm)
     rate = learning_rate(run.step, config)
     adamw, muon = run.optimizers
@@ -762,7 +767,8 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
 
 def train(config: Config) -> dict:
     """Train a model, leave the run in `config.out`, and return its summary."""
-    tokenizer, corpus, train_tokens, val_tokens = load_data(config)
+    distributed.join(config.batch_size, command_line.pick_device(config.device))
+    tokenizer, corpus, train_tokens, val_tokens = distributed.in_turn(lambda: load_data(config))
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
     torch.manual_seed(config.seed)

@@ -1,0 +1,217 @@
+"""One training shared among processes, as `torchrun` starts them. No model code.
+
+    torchrun --nproc-per-node 2 v4_modern/train.py
+
+Every process has the whole model and does the same steps, each on its share of every batch: the
+gradients are averaged over all of them, so that the weights stay the same in all. The first one
+alone writes and prints; where it works alone, the others wait. Started without torchrun, a process
+is the first and only one, and nothing here costs anything.
+
+What is told among processes besides gradients goes by way of their CPUs, over a group of its own.
+On GPUs the gradients go over NCCL, which gives up after ten minutes; waiting for a tokenizer may
+take longer, and must not make a GPU wait for its CPU.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.files import UserError
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(weeks=1)  # for what one process does alone; a dead one is noticed at once
+LOST = "another process of this run ended or is out of reach: --resume goes on from the checkpoint"
+_among_cpus: "dist.ProcessGroup | None" = None
+
+
+def processes() -> int:
+    """How many processes train together. Some clusters set WORLD_SIZE for what they start."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+# ---- beginning and end ----
+
+
+def join(batch_size: int, device: str) -> None:
+    """Meet the other processes; UserError if they cannot share batches of `batch_size` windows, or
+    there is no `device` for each."""
+    global _among_cpus
+    if processes() == 1 or dist.is_initialized():
+        return
+    if batch_size % processes():
+        raise UserError(
+            f"--batch-size {batch_size} is of all processes together: "
+            f"{processes()} of them cannot share it evenly"
+        )
+    local = int(os.environ["LOCAL_RANK"])  # among the processes of this machine
+    if device == "mps":
+        raise UserError("--device mps trains in one process: start it without torchrun")
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"this machine has {torch.cuda.device_count()} GPUs, fewer than its processes: "
+                "give torchrun a lower --nproc-per-node, or --device cpu"
+            )
+        torch.cuda.set_device(local)  # what "cuda" means from now on
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    _among_cpus = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+
+def joined() -> bool:
+    """Whether the processes of this run have met, or there is only one."""
+    return processes() == 1 or dist.is_initialized()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of several processes only the first one's prints and progress bars are seen. Those that end
+    well part in peace."""
+    try:
+        if is_first():
+            yield
+        else:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    yield
+    except SystemExit:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def tell_error(line: str) -> None:
+    """Print why this process ends, unless another one has said why already: the others of a run
+    end because one did, or for the same reason."""
+    if _is_first_to_tell():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_first_to_tell() -> bool:
+    if processes() == 1:
+        return True
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    try:  # torchrun's own store, which outlives us
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
+        return store.add(f"told{attempt}", 1) == 1
+    except RuntimeError:
+        return True
+
+
+def is_of_a_lost_process(error: Exception) -> bool:
+    """Whether `error` is what is seen of the end of another process."""
+    if processes() == 1:
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+# ---- working alone, and telling each other ----
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if processes() > 1:
+        dist.barrier(_among_cpus)
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """What `work` returns, in every process; what it leaves in caches is made once: by the first
+    process, then by the first of each other machine if it sees other disks, then read by all."""
+    if processes() == 1:
+        return work()
+    mine = 0 if is_first() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    for turn in range(3):
+        if turn == mine:
+            result = work()
+        wait()
+    return result
+
+
+def _from_all(values: list[float]) -> Tensor:
+    """The `values` of every process, (processes, values) float64."""
+    mine = torch.tensor(values, dtype=torch.float64)
+    all_of_them = [torch.empty_like(mine) for _ in range(processes())]
+    dist.all_gather(all_of_them, mine, group=_among_cpus)
+    return torch.stack(all_of_them)
+
+
+def mean(values: list[float]) -> list[float]:
+    """The means of `values` over all processes."""
+    return _from_all(values).mean(0).tolist() if processes() > 1 else values
+
+
+def highest(value: int) -> int:
+    """The highest `value` that a process has; all get it, when all have come here."""
+    return int(_from_all([value]).max()) if processes() > 1 else value
+
+
+# ---- sharing the work of a step ----
+
+
+def my_share(ids: Tensor, device: torch.device) -> Tensor:
+    """This process's windows of `ids` (B, T), on the device: (B / processes, T).
+
+    A GPU fetches them by itself, from memory that stays where it is, while the CPU goes on.
+    """
+    ids = ids[rank() :: processes()]
+    if device.type == "cuda":
+        return ids.contiguous().pin_memory().to(device, non_blocking=True)
+    return ids.to(device)
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """`model`, or, of several processes, a module around it whose backward pass averages the
+    gradients over all, each as soon as it is there (Li et al. 2020); all begin with the weights of
+    the first."""
+    if processes() == 1:
+        return model
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def averaging(model: nn.Module, now: bool) -> AbstractContextManager:
+    """For the forward pass of a replica: whether its backward pass averages the gradients `now`, or
+    leaves them to be added to those of the next one."""
+    return nullcontext() if now or processes() == 1 else model.no_sync()
+
+
+def shared_out(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
+    """`function(stack)` of matrices (N, rows, columns) that it changes each for itself; every
+    process does it for its share of them, and all get all."""
+    n = processes()
+    if n == 1:
+        return function(stack)
+    each = -(-len(stack) // n)
+    filled = torch.cat((stack, stack.new_zeros(each * n - len(stack), *stack.shape[1:])))
+    mine = function(filled[rank() * each :][:each]).contiguous()
+    results = [torch.empty_like(mine) for _ in range(n)]
+    dist.all_gather(results, mine)
+    return torch.cat(results)[: len(stack)]
