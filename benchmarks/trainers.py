@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.common import load_version
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
+from shared.run import keep_freed_memory
 from shared.tokens import Tokenizer, random_windows, windows_in_order
 
 V4 = "v4_modern"
@@ -34,8 +35,8 @@ NANOGPT_DECAY, NANOGPT_BETAS, NANOGPT_CLIP = 0.1, (0.9, 0.99), 1.0
 
 
 class V4Trainer:
-    """v4 in training. Its `training_step` reads `model`, `optimizers`, `device` and `step` of
-    this, as of a Run; its rates fall to the end of `config.steps`."""
+    """v4 in training. Its `training_step` reads `replica`, `model`, `optimizers`, `device` and `step`
+    of this, as of a Run; its rates fall to the end of `config.steps`."""
 
     def __init__(
         self,
@@ -47,9 +48,10 @@ class V4Trainer:
         self.module, self.config, self.tokenizer = load_version(V4), config, tokenizer
         self.train_tokens, self.val_tokens = train_tokens, val_tokens
         torch.manual_seed(config.seed)
-        self.model = self.module.LanguageModel(config)
+        self.model = self.replica = self.module.LanguageModel(config)
         self.optimizers = self.module.make_optimizers(self.model, config)
         self.device, self.step = torch.device("cpu"), 0
+        keep_freed_memory()  # as a Run does; nanoGPT beside it gains as much
 
     def train_step(self) -> float:
         """Take one step; the loss in nats a token."""
