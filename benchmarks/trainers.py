@@ -35,7 +35,7 @@ NANOGPT_DECAY, NANOGPT_BETAS, NANOGPT_CLIP = 0.1, (0.9, 0.99), 1.0
 
 
 class V4Trainer:
-    """v4 in training. Its `training_step` reads `replica`, `model`, `optimizers`, `device` and `step`
+    """v4 in training. Its `training_step` reads `model`, `replica`, `optimizers`, `device`, `step`
     of this, as of a Run; its rates fall to the end of `config.steps`."""
 
     def __init__(

@@ -115,8 +115,23 @@ def test_longer_contexts_than_trained_can_be_read(version):
 def test_norm_equals_torchs():
     ours, theirs = v4.Norm(24), torch.nn.RMSNorm(24, eps=1e-6)
     theirs.weight.data = ours.weight.data = torch.randn(24)
-    x = torch.randn(3, 5, 24) * 10
+    x = (torch.randn(3, 5, 24) * 10).requires_grad_()
+    grad = torch.randn(3, 5, 24)
+    with torch.no_grad():  # v4 leaves this to torch
+        close(ours(x), theirs(x))
     close(ours(x), theirs(x))
+    for left, right in zip(
+        torch.autograd.grad(ours(x), (x, ours.weight), grad),
+        torch.autograd.grad(theirs(x), (x, theirs.weight), grad),
+    ):
+        close(left, right)
+
+
+def test_the_gradient_of_the_norm_is_right():
+    x, w = torch.randn(3, 4, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    torch.autograd.gradcheck(
+        v4.RootMeanSquare.apply, (x.requires_grad_(), w.requires_grad_(), 1e-6)
+    )
 
 
 def naive_qwen3(model, config, ids):
