@@ -12,7 +12,7 @@ from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, compare, faults, report, scale, sweep, tokenizers
+from benchmarks import ablations, common, compare, faults, report, scale, sweep, tokenizers
 from shared.files import UserError, read_json, write_json
 from v4_modern import encode
 
@@ -213,6 +213,8 @@ def test_a_sweep_runs_what_experiments_share_once(
         (compare, "--name nowhere --readme", "results.json"),
         (sweep, "--what colour", "batch_size"),
         (sweep, "--version v9", "v4_modern"),
+        (sweep, "--ablate --what colour", "learned_positions"),
+        (sweep, "--ablate --version v2", "v4_modern alone"),
         (sweep, "--bytes 0", "--bytes"),
         (report, "--results nowhere", "results.json"),
     ],
@@ -232,6 +234,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
     """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
+    of_their_own |= {"ablate-v4": ablations}
     module = of_their_own.get(name, sweep if "points" in results else compare)
     assert module.report(results) == text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
@@ -240,7 +243,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults"}
+    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults", "ablate-v4"}
 
 
 def test_readme_is_written_between_its_markers_alone():
