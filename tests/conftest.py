@@ -1,5 +1,6 @@
 """The harness: versions loaded by path, a small corpus, and models that train in a moment."""
 
+import json
 import os
 import random
 import sys
@@ -13,12 +14,30 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import shared.run
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
+from shared.files import atomic_write
 
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("tests")
 os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+
+
+def sketch(rows: list[dict], picture: Path, title: str) -> None:
+    """In place of `draw_loss`, which takes most of the time of a small run: all that the picture is
+    made of, so that two are the same if all of that is. Tests of pictures ask for real ones."""
+    shown = [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    with atomic_write(picture) as file:
+        file.write(json.dumps([title, shown]).encode())
+
+
+draw_loss, shared.run.draw_loss = shared.run.draw_loss, sketch
+
+
+@pytest.fixture
+def real_pictures(monkeypatch) -> None:
+    monkeypatch.setattr(shared.run, "draw_loss", draw_loss)
 
 
 def by_characters(version: ModuleType) -> bool:

@@ -185,7 +185,7 @@ def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path):
+def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path, real_pictures):
     config = small_config(version, data=str(corpus_file), out=str(tmp_path), steps=60)
     summary = version.train(config)
     assert {path.name for path in tmp_path.iterdir()} == FILES
