@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from shared.files import atomic_write
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("tests")
 os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 torch.set_num_threads(1)  # small models: threads would only wait for each other
 
 
@@ -110,3 +112,13 @@ def corpus_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_bytes(small_text().encode("utf-8"))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory, corpus_file) -> Path:
+    """A folder with a finished run of every version, to be read, or copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in VERSIONS:
+        version = load_version(name)
+        version.train(small_config(version, data=str(corpus_file), out=str(folder / name)))
+    return folder
