@@ -4,11 +4,13 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import forked
 import pytest
 import torch
 from hypothesis import settings
@@ -16,6 +18,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import shared.run
+from benchmarks import common
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
 from shared.files import atomic_write
 
@@ -112,6 +115,21 @@ def corpus_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_bytes(small_text().encode("utf-8"))
     return path
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """The command lines of the runs that the benchmarks have started, here in processes that need
+    not import torch."""
+    commands = []
+
+    def start(command: list[str], **options) -> forked.Popen:
+        commands.append(command)
+        return forked.Popen(command, **options)
+
+    ours = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(common, "subprocess", ours)
+    return commands
 
 
 @pytest.fixture(scope="session")

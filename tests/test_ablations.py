@@ -9,7 +9,7 @@ import torch
 import toy
 from conftest import ROOT, load_version, random_model, small_arguments, small_config
 
-from benchmarks import ablations, common, pictures, sweep
+from benchmarks import ablations, pictures, sweep
 from shared.files import UserError, read_json
 
 V4 = load_version("v4_modern")
@@ -196,33 +196,24 @@ def test_differences_to_a_model_that_diverged_are_refused():
         ablations.report(results)
 
 
-def test_runs_are_of_equal_text_patched_by_name_and_kept(corpus_file, monkeypatch, tmp_path):
-    """The processes that are started, and what the runs make of it."""
+def test_runs_are_of_equal_text_patched_by_name_and_kept(
+    corpus_file, monkeypatch, tmp_path, started
+):
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.setattr(sweep, "RESULTS", tmp_path)
-    started, popen = [], common.subprocess.Popen
-
-    def start(command, **named):
-        started.append(command)
-        small = ["--width", "16", "--n-layers", "1", "--feed-forward-size", "24"]
-        return popen([*command, *small] if "train.py" in command[1] else command + small, **named)
-
-    monkeypatch.setattr(common.subprocess, "Popen", start)
-    asked = f"--ablate --what gelu bytes --bytes 8000 --seeds 1 --jobs 2 --data {corpus_file}"
+    asked = f"--ablate --what gelu bytes --bytes 3000 --seeds 1 --jobs 2 --data {corpus_file}"
     sweep.main(asked.split())
     sweep.main(asked.split())  # nothing is left to do
-    started = [command for command in started if "--evaluate-every" in command]
-    assert sorted(command[1].rpartition("/")[2] for command in started) == [
-        *["ablations.py"] * 2,
-        "train.py",
-    ]
+    programs = sorted(command[1].rpartition("/")[2] for command in started)
+    assert programs == ["ablations.py", "ablations.py", "train.py"]
     full, gelu, of_bytes = read_json(tmp_path / "ablate-v4" / "results.json")["points"]
     assert "ablate" not in full["options"] and gelu["options"]["ablate"] == "gelu"
     for point in (full, gelu, of_bytes):
         (run,) = point["runs"]
-        assert abs(run["train_bytes"] - 8_000) <= run["train_bytes"] / run["steps"]
+        assert abs(run["train_bytes"] - 3_000) <= run["train_bytes"] / run["steps"]
     assert of_bytes["runs"][0]["vocab_size"] == 257
-    inner = round(1.5 * 24) * 16 * 2  # in place of three matrices of 24 x 16
+    config = V4.Config()  # two matrices in place of three
+    inner = 2 * round(1.5 * config.feed_forward_size) - 3 * config.feed_forward_size
     change = gelu["runs"][0]["parameters"] - full["runs"][0]["parameters"]
-    assert change == inner - 3 * 24 * 16
+    assert change == inner * config.width * config.n_layers
     assert (tmp_path / "ablate-v4" / "ablate.png").read_bytes().startswith(b"\x89PNG")

@@ -4,7 +4,6 @@ import ast
 import json
 import math
 import re
-import subprocess
 
 import pytest
 import toy
@@ -63,7 +62,7 @@ def test_a_sweep_tells_the_best_the_worse_and_the_diverged():
     assert "best at 0.01, 2.000 ± 0.707 bits per byte; 0.001 costs +50.0%, 0.1 diverges" in text
 
 
-def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path):
+def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path, started):
     """One token at a time through torch's own softmax, words by a pattern."""
     import torch
 
@@ -105,19 +104,6 @@ def elsewhere(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return tmp_path
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """The command lines of the processes that were started."""
-    commands, popen = [], subprocess.Popen
-
-    def record(command, *rest, **named):
-        commands.append(command)
-        return popen(command, *rest, **named)
-
-    monkeypatch.setattr(common.subprocess, "Popen", record)
-    return commands
 
 
 def test_a_comparison_runs_goes_on_and_is_not_run_twice(elsewhere, started, corpus_file, capsys):
@@ -180,7 +166,7 @@ def test_a_run_that_misses_its_seconds_is_run_once_more(monkeypatch, tmp_path, c
     assert steps == [100, 200, 200] and settings["evaluate_every"] == 20
 
 
-def test_a_run_that_diverges_is_recorded_and_one_that_fails_is_told(tmp_path, corpus_file):
+def test_a_run_that_diverges_is_recorded_and_one_that_fails_is_told(tmp_path, corpus_file, started):
     settings = {"data": str(corpus_file), "steps": 30, "learning_rate": 1e30, "seed": 0}
     run = sweep.run_one("v1_char_transformer", tmp_path, settings | {"batch_size": 1}, 1)
     assert "the loss is" in run["diverged"] and sweep.has_diverged(run)
