@@ -73,18 +73,21 @@ def train(
     options: dict[str, object],
     threads: int = 0,
     progress: Callable[[int], None] = lambda step: None,
+    program: Path | None = None,
 ) -> dict:
     """Run the version's train.py with `options` into `folder`, unless that holds a finished run.
 
-    `progress` hears of the steps taken. Returns what `record` makes of the folder. RunFailed if the
-    run did not end well; its whole output stays in `folder`.log.
+    `program` runs in its place if it is given. `progress` hears of the steps taken. Returns what
+    `record` makes of the folder. RunFailed if the run did not end well; its whole output stays in
+    `folder`.log.
     """
     if (folder / "summary.json").exists():
         return record(folder)
     shutil.rmtree(folder, ignore_errors=True)  # one that was stopped: its time is not to be trusted
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log")
-    command = [sys.executable, str(ROOT / version / "train.py"), "--out", str(folder)]
+    program = program or ROOT / version / "train.py"
+    command = [sys.executable, str(program), "--out", str(folder)]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
     environment = dict(os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}))
@@ -138,6 +141,12 @@ def record(folder: Path) -> dict:
             for row in rates[:: math.ceil(len(rates) / RATES) or 1]
         ],
     }
+
+
+def has_diverged(run: dict) -> bool:
+    """Whether a run's loss became no number, or in its last steps was above where it began: a model
+    that knows nothing would have done better."""
+    return "diverged" in run or run["last_loss"] > run["first_loss"]
 
 
 def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType, Run]:

@@ -142,3 +142,18 @@ def draw_sweep(rows: list[dict]) -> Figure:
         axes.set(xlabel=what.replace("_", " "))
     panels[0].set(ylabel="bits per byte")
     return figure
+
+
+def draw_ablations(rows: list[dict]) -> Figure:
+    """What each part's absence costs in bits per byte, mean and spread, the most at the top; the
+    first row is of the whole, at 0."""
+    figure, (axes,) = axes_of(1, width=8, height=1 + 0.3 * len(rows))
+    places = range(len(rows), 0, -1)
+    for place, row in zip(places, rows):
+        if row["diverged"]:
+            axes.plot([0], [place], "rX")
+        else:
+            axes.barh(place, row["cost"], xerr=row["cost_spread"], color="C0", capsize=3)
+    axes.set_yticks(places, [f"{row['without']}: {row['instead']}" for row in rows])
+    axes.set(xlabel="bits per byte more than v4 as it is; a cross: diverged")
+    return figure

@@ -2,10 +2,12 @@
 
     python benchmarks/sweep.py                                   all four, of v4
     python benchmarks/sweep.py --version v2 --what batch_size    one, of another version
+    python benchmarks/sweep.py --ablate                          v4 without each of its parts
 
 Each takes the version as it ships, changes one thing by factors, and trains on the same number of
-bytes of text. Finished runs are not run again. `--readme` trains nothing and writes the tables from
-results.json, the README's too.
+bytes of text. What is taken away, and what stands in its place, is in ablations.py. Finished runs
+are not run again. `--readme` trains nothing and writes the tables from results.json, the README's
+too.
 """
 
 import json
@@ -20,13 +22,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import pictures
+from benchmarks import ablations, pictures
 from benchmarks.common import (
     RESULTS,
     STOP,
     VERSIONS,
     RunFailed,
     fold,
+    has_diverged,
     load_version,
     markdown,
     mean,
@@ -56,12 +59,13 @@ class Options:
 
     version: str = VERSIONS[-1]  # which to sweep
     what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
+    ablate: bool = False  # take parts away instead; --what: muon rope ... (ablations.py)
     bytes: float = 400_000  # of training text for each run
     seeds: int = 3  # runs of each value
     data: str = "pydocs"  # the corpus, as for the versions
     jobs: int = os.cpu_count() or 1  # runs at a time
     threads: int = 1  # CPU threads of each
-    name: str = ""  # of the folder of results; sweep-v4 if not given
+    name: str = ""  # of the folder of results; sweep-v4 or ablate-v4 if not given
     fresh: bool = False  # run again what is finished
     readme: bool = False  # train nothing, write tables and README from results.json
 
@@ -70,12 +74,16 @@ class Options:
         if len(matching) != 1:
             raise UserError(f"--version {self.version}: one of {', '.join(VERSIONS)}")
         self.version = matching[0]
+        if self.ablate and self.version != ablations.VERSION:
+            raise UserError(f"--ablate takes parts away from {ablations.VERSION} alone")
+        known = ablations.ABLATIONS if self.ablate else FACTORS
         for what in self.what:
-            if what not in FACTORS:
-                raise UserError(f"--what {what}: there are {', '.join(FACTORS)}")
+            if what not in known:
+                raise UserError(f"--what {what}: there are {', '.join(known)}")
         if not 0 < self.bytes < math.inf or min(self.seeds, self.jobs, self.threads) < 1:
             raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
-        self.name = self.name or f"sweep-{self.version.split('_')[0]}"
+        kind = "ablate" if self.ablate else "sweep"
+        self.name = self.name or f"{kind}-{self.version.split('_')[0]}"
 
 
 def changed(what: str, factor: float, config: object) -> dict[str, float]:
@@ -96,10 +104,10 @@ def changed(what: str, factor: float, config: object) -> dict[str, float]:
 
 def sweep(options: Options) -> dict:
     """Run what is not finished yet, several at a time; what goes into results.json."""
-    folder = ROOT / "runs" / "sweep"
+    folder = ROOT / "runs" / ("ablate" if options.ablate else "sweep")
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    points = plan(options)
+    points = plan_ablations(options) if options.ablate else plan(options)
     runs = {}  # a run that several experiments share, the version as it is, is run once
     for point in points:
         for seed in range(options.seeds):
@@ -132,22 +140,41 @@ def plan(options: Options) -> list[dict]:
             print(f"{options.version} has no --{what.replace('_', '-')}: left out", flush=True)
             continue
         for factor in tqdm(FACTORS[what], desc=f"preparing {what}", leave=False):
-            settings = {"data": options.data} | changed(what, factor, config)
-            steps = steps_for_bytes(options.version, options.bytes, settings)
-            settings |= {"steps": steps, "evaluate_every": steps}
+            settings = full_settings(options, changed(what, factor, config))
             value = settings.get(what, getattr(config, what))
             points.append({"what": what, "value": value, "factor": factor, "options": settings})
     return points
 
 
+def plan_ablations(options: Options) -> list[dict]:
+    """v4 as it is, then without each part: `what` is taken away, and the `options` of a run."""
+    config = load_version(options.version).Config()
+    points = [{"what": "", "options": full_settings(options, {})}]
+    for what in tqdm(options.what or ablations.ABLATIONS, desc="preparing", leave=False):
+        settings = full_settings(options, ablations.ABLATIONS[what].options(config))
+        points.append({"what": what, "options": settings | {"ablate": what}})
+    return points
+
+
+def full_settings(options: Options, changes: dict[str, object]) -> dict[str, object]:
+    """The options of a run: the `changes`, and the steps in which it sees its share of text."""
+    settings = {"data": options.data} | changes
+    steps = steps_for_bytes(options.version, options.bytes, settings)
+    return settings | {"steps": steps, "evaluate_every": steps}
+
+
 def run_one(version: str, folder: Path, settings: dict[str, object], threads: int) -> dict:
-    """The record of a run, or {"diverged": why} if its loss became no number."""
+    """The record of a run, or {"diverged": why} if its loss became no number.
+
+    A setting called "ablate" is none of train.py's, but of the program that patches it.
+    """
+    program = Path(ablations.__file__) if "ablate" in settings else None
     out = folder / f"{version}-{json_sha256([settings, threads])[:12]}"
     ended = out.with_name(out.name + ".diverged.json")
     if ended.exists():
         return read_json(ended)
     try:
-        return train(version, out, settings, threads)
+        return train(version, out, settings, threads, program=program)
     except RunFailed as failure:
         if not any(words in failure.said for words in DIVERGED):
             raise
@@ -156,12 +183,6 @@ def run_one(version: str, folder: Path, settings: dict[str, object], threads: in
 
 
 # ---- telling ----
-
-
-def has_diverged(run: dict) -> bool:
-    """Whether a run's loss became no number, or in its last steps was above where it began: a model
-    that knows nothing would have done better."""
-    return "diverged" in run or run["last_loss"] > run["first_loss"]
 
 
 def summarize(points: list[dict]) -> list[dict]:
@@ -248,11 +269,16 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.readme:
             write_json(folder / "results.json", sweep(options))
         results = read_json(folder / "results.json")
-        write_text(folder / "table.md", report(results) + "\n")
-        pictures.save(pictures.draw_sweep(summarize(results["points"])), folder / "sweep.png")
+        if options.ablate:
+            text = ablations.report(results)
+            picture = pictures.draw_ablations(ablations.summarize(results["points"]))
+        else:
+            text, picture = report(results), pictures.draw_sweep(summarize(results["points"]))
+        write_text(folder / "table.md", text + "\n")
+        pictures.save(picture, folder / ("ablate.png" if options.ablate else "sweep.png"))
         if options.readme:
-            write_readme(options.name, report(results))
-        print_text(report(results))
+            write_readme(options.name, text)
+        print_text(text)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,48 @@
 """The harness: versions loaded by path, a small corpus, and models that train in a moment."""
 
+import json
 import os
 import random
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import forked
 import pytest
 import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import shared.run
+from benchmarks import common
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
+from shared.files import atomic_write
 
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("tests")
 os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+
+
+def sketch(rows: list[dict], picture: Path, title: str) -> None:
+    """In place of `draw_loss`, which takes most of the time of a small run: all that the picture is
+    made of, so that two are the same if all of that is. Tests of pictures ask for real ones."""
+    shown = [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    with atomic_write(picture) as file:
+        file.write(json.dumps([title, shown]).encode())
+
+
+draw_loss, shared.run.draw_loss = shared.run.draw_loss, sketch
+
+
+@pytest.fixture
+def real_pictures(monkeypatch) -> None:
+    monkeypatch.setattr(shared.run, "draw_loss", draw_loss)
 
 
 def by_characters(version: ModuleType) -> bool:
@@ -91,3 +115,28 @@ def corpus_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_bytes(small_text().encode("utf-8"))
     return path
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """The command lines of the runs that the benchmarks have started, here in processes that need
+    not import torch."""
+    commands = []
+
+    def start(command: list[str], **options) -> forked.Popen:
+        commands.append(command)
+        return forked.Popen(command, **options)
+
+    ours = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(common, "subprocess", ours)
+    return commands
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory, corpus_file) -> Path:
+    """A folder with a finished run of every version, to be read, or copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name in VERSIONS:
+        version = load_version(name)
+        version.train(small_config(version, data=str(corpus_file), out=str(folder / name)))
+    return folder

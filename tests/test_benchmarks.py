@@ -4,7 +4,6 @@ import ast
 import json
 import math
 import re
-import subprocess
 
 import pytest
 import toy
@@ -12,7 +11,17 @@ from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, compare, faults, report, scale, sweep, tokenizers, training
+from benchmarks import (
+    ablations,
+    common,
+    compare,
+    faults,
+    report,
+    scale,
+    sweep,
+    tokenizers,
+    training,
+)
 from shared.files import UserError, read_json, write_json
 from v4_modern import encode
 
@@ -63,7 +72,7 @@ def test_a_sweep_tells_the_best_the_worse_and_the_diverged():
     assert "best at 0.01, 2.000 ± 0.707 bits per byte; 0.001 costs +50.0%, 0.1 diverges" in text
 
 
-def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path):
+def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path, started):
     """One token at a time through torch's own softmax, words by a pattern."""
     import torch
 
@@ -105,19 +114,6 @@ def elsewhere(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return tmp_path
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """The command lines of the processes that were started."""
-    commands, popen = [], subprocess.Popen
-
-    def record(command, *rest, **named):
-        commands.append(command)
-        return popen(command, *rest, **named)
-
-    monkeypatch.setattr(common.subprocess, "Popen", record)
-    return commands
 
 
 def test_a_comparison_runs_goes_on_and_is_not_run_twice(elsewhere, started, corpus_file, capsys):
@@ -180,7 +176,7 @@ def test_a_run_that_misses_its_seconds_is_run_once_more(monkeypatch, tmp_path, c
     assert steps == [100, 200, 200] and settings["evaluate_every"] == 20
 
 
-def test_a_run_that_diverges_is_recorded_and_one_that_fails_is_told(tmp_path, corpus_file):
+def test_a_run_that_diverges_is_recorded_and_one_that_fails_is_told(tmp_path, corpus_file, started):
     settings = {"data": str(corpus_file), "steps": 30, "learning_rate": 1e30, "seed": 0}
     run = sweep.run_one("v1_char_transformer", tmp_path, settings | {"batch_size": 1}, 1)
     assert "the loss is" in run["diverged"] and sweep.has_diverged(run)
@@ -213,6 +209,8 @@ def test_a_sweep_runs_what_experiments_share_once(
         (compare, "--name nowhere --readme", "results.json"),
         (sweep, "--what colour", "batch_size"),
         (sweep, "--version v9", "v4_modern"),
+        (sweep, "--ablate --what colour", "learned_positions"),
+        (sweep, "--ablate --version v2", "v4_modern alone"),
         (sweep, "--bytes 0", "--bytes"),
         (report, "--results nowhere", "results.json"),
     ],
@@ -232,7 +230,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
     """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
-    of_their_own["training"] = training
+    of_their_own |= {"training": training, "ablate-v4": ablations}
     module = of_their_own.get(name, sweep if "points" in results else compare)
     assert module.report(results) == text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
@@ -241,7 +239,8 @@ def test_the_readme_shows_what_the_results_give(name, text):
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    assert {name for name, _ in BLOCKS} == compared | {"tokenizers", "scale", "faults", "training"}
+    others = {"tokenizers", "scale", "faults", "training", "ablate-v4"}
+    assert {name for name, _ in BLOCKS} == compared | others
 
 
 def test_readme_is_written_between_its_markers_alone():

@@ -5,26 +5,16 @@ import re
 import shutil
 
 import pytest
-from conftest import VERSIONS, by_characters, load_version, small_arguments, small_config
+from conftest import VERSIONS, by_characters, load_version, small_arguments
 
 from shared import corpora
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, corpus_file):
-    """A finished run of every version, to be copied and damaged."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in VERSIONS:
-        version = load_version(name)
-        version.train(small_config(version, data=str(corpus_file), out=str(folder / name)))
-    return folder
-
-
 @pytest.fixture
-def run(runs, version, tmp_path):
+def run(finished_runs, version, tmp_path):
     """A copy of the version's run."""
     name = version.__name__.removeprefix("ladder_")
-    return shutil.copytree(runs / name, tmp_path / name)
+    return shutil.copytree(finished_runs / name, tmp_path / name)
 
 
 def complaint(version, arguments, capsys) -> str:
@@ -117,12 +107,12 @@ def test_damaged_files(version, name, capsys, run):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "tokenizer.json", "config.json"])
-def test_files_of_another_version(version, name, capsys, run, runs):
+def test_files_of_another_version(version, name, capsys, run, finished_runs):
     for other in VERSIONS:
         same_kind = name == "tokenizer.json" and by_characters(load_version(other))
         if other == run.name or (same_kind and by_characters(version)):
             continue
-        shutil.copy(runs / other / name, run / name)
+        shutil.copy(finished_runs / other / name, run / name)
         assert str(run) in complaint(version, ["--sample", "--out", run], capsys)
 
 

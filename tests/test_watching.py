@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from conftest import ROOT, by_characters, load_version, small_arguments, small_config
 from hypothesis import example, given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
+import shared.run
 from shared.model_table import measure
 from shared.run import Run
 from shared.tokens import decode_pieces
@@ -23,10 +25,9 @@ BYTES = load_version("v2_bpe_rope").Tokenizer.train(["no pair twice"], 257)  # a
 
 
 @pytest.fixture
-def finished(version, corpus_file, tmp_path):
+def finished(version, finished_runs):
     """The folder of a finished run of the version."""
-    version.train(small_config(version, data=str(corpus_file), out=str(tmp_path / "run")))
-    return tmp_path / "run"
+    return finished_runs / version.__name__.removeprefix("ladder_")
 
 
 # ---- text as it is made ----
@@ -137,7 +138,9 @@ def test_a_missing_tensorboard_is_told_before_any_work(version, tmp_path, capsys
     )
 
 
-def test_loss_png_is_drawn_while_the_model_trains(corpus_file, tmp_path, monkeypatch):
+def test_loss_png_is_drawn_while_the_model_trains(
+    corpus_file, tmp_path, monkeypatch, real_pictures
+):
     version = load_version("v0_bigram")
     monkeypatch.setattr("shared.run.DRAW_EVERY", 0)
     seen = {}
@@ -152,6 +155,28 @@ def test_loss_png_is_drawn_while_the_model_trains(corpus_file, tmp_path, monkeyp
     drawn = list(dict.fromkeys(seen.values()))
     assert all(picture.startswith(b"\x89PNG") for picture in drawn)
     assert [step for step in seen if seen[step] != seen.get(step - 1)] == [0, 3, 6, 9, 10]
+
+
+FIRST = {"step": 0, "val_loss": 5.7, "bits_per_byte": 4.2, "scored_tokens": 50, "seconds": 0.0}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [FIRST],
+        [FIRST, FIRST | {"step": 1}],
+        [FIRST, {"step": 1, "train_loss": 3.2}, FIRST | {"step": 1, "scored_tokens": 900}],
+        [FIRST, {"step": 10, "train_loss": 1e300}, FIRST | {"step": 12, "val_loss": 1e38}],
+        [FIRST | {"step": 10**12, "bits_per_byte": 0.0}, {"step": 10**12, "train_loss": 0.0}],
+    ],
+)
+def test_any_rows_make_a_picture_always_the_same(rows, tmp_path, real_pictures):
+    draw_loss = shared.run.draw_loss
+    later = [row | {"seconds": 1.5} for row in rows]
+    for path, drawn in ((tmp_path / "one.png", rows), (tmp_path / "two.png", later)):
+        draw_loss(drawn, path, "v4_modern: 1.234 bits per byte")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert pyplot.imread(tmp_path / "one.png").std() > 0.01  # it can be read, and is not blank
 
 
 # ---- before training ----

@@ -3,11 +3,10 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, load_version, small_text
+from conftest import load_version, small_text
 
 from shared import words, workers
 from shared.files import UserError
@@ -15,23 +14,22 @@ from shared.files import UserError
 Tokenizer = load_version("v4_modern").Tokenizer
 TEXT = small_text(400) + "naïve 漢字漢字 🙂🙂 aaaa <|a|> <|endoftext|>\n\n" * 200
 SPECIAL = ["<|endoftext|>", "<|a|>"]
-RUNNING = """
-import sys
-sys.path.insert(0, "tests")
-from test_workers import Tokenizer, TEXT
-from shared import workers
-started = workers.subprocess.Popen
-def popen(*arguments, **options):
-    process = started(*arguments, **options)
-    print(process.pid, flush=True)
-    return process
-workers.subprocess.Popen = popen
-tokenizer = Tokenizer.train([TEXT], 300, workers=1)
-texts = iter(lambda: TEXT * 10, "")
-for i, ids in enumerate(tokenizer.encode_pieces(texts, workers=2)):
-    if i == 3:
-        print("encoding", flush=True)
-"""
+
+
+def encode_for_ever(output: int) -> None:
+    """Write to `output` the numbers of the processes started, and a word when they are at work."""
+
+    def popen(*arguments, **options):
+        process = started(*arguments, **options)
+        os.write(output, b"%d\n" % process.pid)
+        return process
+
+    started, workers.subprocess.Popen = workers.subprocess.Popen, popen
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    texts = iter(lambda: TEXT * 10, "")
+    for i, _ in enumerate(tokenizer.encode_pieces(texts, workers=2)):
+        if i == 3:
+            os.write(output, b"encoding\n")
 
 
 @pytest.mark.parametrize("size", [2000, 30_000])
@@ -95,28 +93,40 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def gone(*pids: int) -> bool:
+    """Whether the processes end within a minute."""
+    for _ in range(600):
+        if not any(map(is_running, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_orphans(how):
     """Whatever ends the process that encodes, its workers end, too."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNNING],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    pids = [int(process.stdout.readline()) for _ in range(2)]
-    assert process.stdout.readline() == "encoding\n"
-    assert all(map(is_running, pids))
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does: to all of them
-    else:
-        process.send_signal(how)
-    process.wait(timeout=60)
-    for _ in range(600):
-        if not any(map(is_running, pids)):
-            return
-        time.sleep(0.1)
-    pytest.fail("workers go on")
+    reading, writing = os.pipe()
+    child = os.fork()  # it has imported torch already
+    if child == 0:
+        try:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            encode_for_ever(writing)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as said:
+            pids = [int(said.readline()) for _ in range(2)]
+            assert said.readline() == "encoding\n"
+            assert all(map(is_running, [child, *pids]))
+        if how == signal.SIGINT:
+            os.killpg(child, how)  # as a terminal does: to all of them
+        else:
+            os.kill(child, how)
+        assert gone(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert gone(*pids)

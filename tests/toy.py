@@ -81,3 +81,14 @@ def sweep() -> dict:
             }
         )
     return {"version": "v2_bpe_rope", "bytes": 6000, "seconds": 0, "points": points}
+
+
+def ablations() -> dict:
+    """v4 with 2 and 3 bits per byte; worse, better and diverged without a part."""
+    bits = {"": (2.0, 3.0), "gelu": (1.9, 2.9), "clipping": (2.0, 9.0), "rope": (2.5, 3.1)}
+    points = []
+    for what, of_seeds in bits.items():
+        values = {"seconds": 5.0, "parameters": 1357} if what == "rope" else {}
+        runs = [run("v4_modern", i, b, last_loss=b, **values) for i, b in enumerate(of_seeds)]
+        points.append({"what": what, "options": {"data": "toy", "steps": 40}, "runs": runs})
+    return {"version": "v4_modern", "bytes": 6000, "seconds": 0, "points": points}

@@ -1,0 +1,274 @@
+"""What v4 loses when one of its parts is taken away: the parts, and what stands in their places.
+
+`python benchmarks/sweep.py --ablate` runs them all. v4 has no switches for this: its module is
+loaded, one of its names is bound to something else, and it trains as ever, in a process of its own:
+
+    python benchmarks/ablations.py --ablate rope --steps 100 --out runs/without_rope
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import (
+    fold,
+    has_diverged,
+    load_version,
+    markdown,
+    mean,
+    spread,
+    what_it_depends_on,
+)
+from shared.command_line import clear_errors
+from shared.files import UserError
+
+VERSION = "v4_modern"
+# The rate of the matrices under AdamW, as a share of the other parameters': at 0.4 MB of text the
+# best of 0.15, 0.3, 0.6 and 1.
+ADAMW_SHARE = 0.3
+# A rate that never falls, as a share of the highest of one that does: likewise, of 0.25, 0.5 and 1.
+CONSTANT_SHARE = 0.5
+
+
+# ---- patches: each binds names of v4's module to something else ----
+
+
+def adamw_alone(v4: ModuleType) -> None:
+    """AdamW in Muon's place, for the same parameters; --muon-learning-rate is then its rate."""
+    make = v4.make_optimizers
+
+    def make_optimizers(model: nn.Module, config: object) -> list[torch.optim.Optimizer]:
+        adamw, muon = make(model, config)
+        return [adamw, v4.AdamW(muon.param_groups, betas=adamw.defaults["betas"])]
+
+    v4.make_optimizers = make_optimizers
+
+
+def no_qk_norm(v4: ModuleType) -> None:
+    class Attention(v4.Attention):
+        def __init__(self, config: object) -> None:
+            super().__init__(config)
+            for name, part in list(self.named_children()):
+                if isinstance(part, v4.Norm):
+                    setattr(self, name, nn.Identity())
+
+    v4.Attention = Attention
+
+
+def no_positions(v4: ModuleType) -> None:
+    v4.rotate = lambda x, turn: x
+
+
+def learned_positions(v4: ModuleType) -> None:
+    """v1's: a learned vector for each position, added to the tokens' embeddings."""
+    no_positions(v4)
+
+    class LanguageModel(v4.LanguageModel):
+        def __init__(self, config: object) -> None:
+            super().__init__(config)
+            self.places = nn.Embedding(config.context_length, config.width)
+            self.first = 0  # the position of the first of the ids
+            self.embedding.register_forward_hook(self.add_places)
+
+        def add_places(self, _: nn.Module, ids: tuple[Tensor], x: Tensor) -> Tensor:
+            return x + self.places.weight[self.first : self.first + x.shape[1]]
+
+        def forward(self, ids: Tensor, caches: list | None = None) -> Tensor:
+            self.first = caches[0].length if caches else 0
+            return super().forward(ids, caches)
+
+    v4.LanguageModel = LanguageModel
+
+
+def feed_forward(activation: Callable[[Tensor], Tensor]) -> Callable[[ModuleType], None]:
+    """Two layers with `activation` between. SwiGLU has three, so these are half as large again."""
+
+    def patch(v4: ModuleType) -> None:
+        class FeedForward(nn.Module):
+            def __init__(self, config: object) -> None:
+                super().__init__()
+                inner = round(1.5 * config.feed_forward_size)
+                self.up = nn.Linear(config.width, inner, bias=False)
+                self.down = nn.Linear(inner, config.width, bias=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.down(activation(self.up(x)))
+
+        v4.FeedForward = FeedForward
+
+    return patch
+
+
+def layer_norm(v4: ModuleType) -> None:
+    v4.Norm = nn.LayerNorm  # for queries and keys, too
+
+
+def no_zeros(v4: ModuleType) -> None:
+    """Matrices that start at zero start as the others do: as the queries', for their size."""
+
+    class LanguageModel(v4.LanguageModel):
+        def __init__(self, config: object) -> None:
+            super().__init__(config)
+            drawn = self.blocks[0].attention.query.weight
+            deviation = drawn.std().item() * drawn.shape[1] ** 0.5
+            for parameter in self.parameters():
+                if parameter.ndim == 2 and not parameter.any():
+                    limit = deviation * (3 / parameter.shape[1]) ** 0.5
+                    nn.init.uniform_(parameter, -limit, limit)
+
+    v4.LanguageModel = LanguageModel
+
+
+def constant_rate(v4: ModuleType) -> None:
+    v4.learning_rate = lambda step, config: config.learning_rate
+
+
+def no_clipping(v4: ModuleType) -> None:
+    v4.clip_grad_norm = lambda parameters, max_norm: None
+
+
+def nothing(v4: ModuleType) -> None:
+    """For an ablation that v4's options can express."""
+
+
+# ---- the ablations ----
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A `part` of v4, and what stands `instead` of it, by a patch, by options, or by both."""
+
+    part: str
+    instead: str
+    patch: Callable[[ModuleType], None] = nothing
+    options: Callable[[object], dict[str, float]] = lambda config: {}  # of v4's own Config
+
+
+def slower(share: float) -> Callable[[object], dict[str, float]]:
+    """Both rates, times `share`."""
+    names = ("learning_rate", "muon_learning_rate")
+    return lambda config: {name: getattr(config, name) * share for name in names}
+
+
+ABLATIONS = {
+    "muon": Ablation(
+        "Muon",
+        f"AdamW for all; matrices at {ADAMW_SHARE:g} of its rate",
+        adamw_alone,
+        lambda config: {"muon_learning_rate": config.learning_rate * ADAMW_SHARE},
+    ),
+    "schedule": Ablation(
+        "falling rate",
+        f"a constant rate, {CONSTANT_SHARE:g} of the highest",
+        constant_rate,
+        slower(CONSTANT_SHARE),
+    ),
+    "zeros": Ablation("projections of zeros", "drawn as the other matrices", no_zeros),
+    "clipping": Ablation("clipping of gradients", "nothing", no_clipping),
+    "qk_norm": Ablation("QK-norm", "nothing", no_qk_norm),
+    "layer_norm": Ablation("RMSNorm", "LayerNorm", layer_norm),
+    "rope": Ablation("RoPE", "no positions", no_positions),
+    "learned_positions": Ablation("RoPE", "learned positions", learned_positions),
+    "gelu": Ablation("SwiGLU", "GELU, as many parameters", feed_forward(F.gelu)),
+    "relu2": Ablation(
+        "SwiGLU", "ReLU², as many parameters", feed_forward(lambda x: F.relu(x).square())
+    ),
+    "bytes": Ablation("vocabulary", "bytes alone", options=lambda config: {"vocab_size": 257}),
+    "half_vocabulary": Ablation(
+        "vocabulary", "half", options=lambda config: {"vocab_size": config.vocab_size // 2}
+    ),
+    "double_vocabulary": Ablation(
+        "vocabulary", "double", options=lambda config: {"vocab_size": config.vocab_size * 2}
+    ),
+}
+
+
+def ablated(name: str) -> ModuleType:
+    """v4's module without the part called `name`."""
+    if name not in ABLATIONS:
+        raise UserError(f"--ablate {name}: there are {', '.join(ABLATIONS)}")
+    v4 = load_version(VERSION)
+    ABLATIONS[name].patch(v4)
+    return v4
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run v4 without a part, with whatever else the `arguments` say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ablate", default="")
+    chosen, of_v4 = parser.parse_known_args(arguments)
+    with clear_errors():
+        ablated(chosen.ablate).main(of_v4)
+
+
+# ---- telling ----
+
+
+def summarize(points: list[dict]) -> list[dict]:
+    """A row a point: v4 as it is, which is the first, then the others, what costs most at the top.
+
+    Mean and spread of bits per byte, and of what the part's absence `cost`, seed by seed; none of
+    these where a run diverged.
+    """
+    rows = []
+    for point in points:
+        ablation = ABLATIONS.get(point["what"], Ablation("nothing", "v4 as it is"))
+        finished = [run for run in point["runs"] if "diverged" not in run]
+        diverged = sum(map(has_diverged, point["runs"]))
+        row = {
+            "without": ablation.part,
+            "instead": ablation.instead,
+            "steps": point["options"]["steps"],
+            "parameters": finished[0]["parameters"] if finished else None,
+            "seconds": mean(run["seconds"] for run in finished) if finished else None,
+            "diverged": f"{diverged} of {len(point['runs'])}" if diverged else "",
+        }
+        if not diverged:
+            bits = [run["bits_per_byte"] for run in point["runs"]]
+            if not rows:
+                of_full = bits
+            costs = [without - full for without, full in zip(bits, of_full)]
+            row |= {"bits_per_byte": mean(bits), "spread": spread(bits)}
+            row |= {"cost": mean(costs), "cost_spread": spread(costs)}
+        elif not rows:
+            raise UserError(f"v4 as it is diverged ({row['diverged']} seeds): nothing to compare")
+        rows.append(row)
+    return rows[:1] + sorted(rows[1:], key=lambda row: -row.get("cost", math.inf))
+
+
+def report(results: dict) -> str:
+    """The table, as it stands in table.md and in the README."""
+    rows = summarize(results["points"])
+    full = rows[0]
+    cells = [["without", "instead", "bits per byte", "difference", "seconds"]]
+    details = [["without", "instead", "steps", "parameters"]]
+    for row in rows:
+        score, cost, time = f"diverged, {row['diverged']}", "", ""
+        if not row["diverged"]:
+            score = f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}"
+        if row["seconds"] is not None:
+            time = f"{row['seconds']:.1f}"
+        if row is not full and not row["diverged"]:
+            share = row["cost"] / full["bits_per_byte"]
+            cost = f"{row['cost']:+.3f} ± {row['cost_spread']:.3f} ({share:+.1%})"
+            time += f" ({row['seconds'] / full['seconds'] - 1:+.0%})"
+        names = [row["without"], row["instead"]]
+        cells.append([*names, score, cost, time])
+        size = f"{row['parameters']:,}" if row["parameters"] else ""
+        details.append([*names, f"{row['steps']:,}", size])
+    runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
+    depends = f"{what_it_depends_on(results, runs)} Difference: to v4 as it is, seed by seed."
+    return "\n\n".join([markdown(cells), depends, fold("Steps and parameters", markdown(details))])
+
+
+if __name__ == "__main__":
+    main()
