@@ -116,12 +116,12 @@ class Race:
             self.keep()
 
     def measure_writing(self) -> None:
-        """Tokens a second of nanoGPT's own `generate` and of v4's cache, in one shape."""
+        """Tokens a second of nanoGPT's own `generate` and of v4's cache."""
         if "written_a_second" not in self.kept:
             theirs = self.trainer(NANOGPT, 0, 1, block_size=WRITTEN_CONTEXT)
             lengths = {"context_length": WRITTEN_CONTEXT, "max_new_tokens": WRITTEN}
-            ours = self.trainer(CHARACTERS, 0, 1, **lengths)
-            work = {NANOGPT: lambda: theirs.write(WRITTEN), CHARACTERS: ours.write}
+            work = {who: self.trainer(who, 0, 1, **lengths).write for who in OURS}
+            work[NANOGPT] = lambda: theirs.write(WRITTEN)
             seconds = interleave(work, WRITE_TURNS, "writing in turn")
             self.kept["written_a_second"] = {who: WRITTEN / s for who, s in seconds.items()}
             self.kept["written"] = {"tokens": WRITTEN, "context": WRITTEN_CONTEXT}
@@ -237,7 +237,6 @@ def report(kept: dict, steps: int) -> str:
         return "nanoGPT: nothing is measured yet."
     rows, made = summarize(kept, steps), kept["tokenizers"]
     written = kept.get("written_a_second", {})
-    speed = written.get(CHARACTERS, 0) / written.get(NANOGPT, 1)
     everyone = (NANOGPT, *OURS)
 
     def line(title: str, tell: Callable[[str], str]) -> list[str]:
@@ -250,8 +249,10 @@ def report(kept: dict, steps: int) -> str:
         return lambda who: tell(rows[who]) if rows[who]["steps"] else "not reached"
 
     def speed_of(who: str) -> str:
-        ratio = f" ({speed:.1f} times)" if who == CHARACTERS else ""
-        return f"{written[who]:,.0f}{ratio}" if who in written else ""
+        if who not in written:
+            return ""
+        ratio = f" ({written[who] / written[NANOGPT]:.1f} times)" if who in OURS else ""
+        return f"{written[who]:,.0f}{ratio}"
 
     table = [
         ["", NANOGPT, "v4 as shipped", "v4 by characters, in nanoGPT's shape"],

@@ -57,21 +57,21 @@ class Config:
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: int = 2048  # tokens: 256 bytes, the merges, and <|endoftext|>
+    vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|>
     context_length: int = 128  # tokens the model looks back
     width: int = 128  # channels of the residual stream
-    n_layers: int = 4  # blocks
+    n_layers: int = 3  # blocks
     n_heads: int = 2  # attention heads a block
     n_kv_heads: int = 2  # heads of keys and values, each shared by n_heads / n_kv_heads queries
     head_size: int = 64  # channels of a head
     feed_forward_size: int = 344  # channels inside the feed-forward
     rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
-    steps: int = 900  # optimizer steps
-    batch_size: int = 8  # windows of text at a time
+    steps: int = 1250  # optimizer steps
+    batch_size: int = 8  # windows of text at a time, of all processes together
     accumulation_steps: int = 1  # batches whose gradients make one step
-    learning_rate: float = 0.015  # of AdamW (embedding, head, gains), at its highest
-    muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), at its highest
-    weight_decay: float = 0.0  # share of the weights lost a step, times the rate
+    learning_rate: float = 0.02  # of AdamW (embedding, head, gains), at its highest in a short run
+    muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
+    weight_decay: float = 0.2  # share of the weights lost a step, times the rate
     warmup_steps: int = 0  # steps in which the rate rises to its highest
     schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
     final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
@@ -658,24 +658,35 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embedding, head and gains."""
+    """Muon for the matrices of the blocks, AdamW for embedding, head and gains.
+
+    One rate of Muon serves matrices of all sizes. The head's falls with the width, for in each
+    logit so many channels add up (Yang et al. 2022, table 3).
+    """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    gains = [p for p in model.parameters() if p.ndim == 1]
+    others = {"params": [model.embedding.weight, *gains], "scale": 1.0}
+    head = {"params": [model.head.weight], "scale": min(1, 128 / config.width)}
     decay = config.weight_decay
     return [
-        AdamW(others, config.learning_rate, betas=(0.8, 0.95), weight_decay=decay),
-        Muon(matrices, config.muon_learning_rate, weight_decay=decay),
+        AdamW([others, head], config.learning_rate, betas=(0.8, 0.95), weight_decay=decay),
+        Muon([{"params": matrices, "scale": 1.0}], config.muon_learning_rate, weight_decay=decay),
     ]
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`."""
+    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`.
+
+    Runs of more than 1,000 steps take smaller ones: the highest rate falls with the fourth root of
+    their number.
+    """
+    highest = config.learning_rate * min(1, 1000 / config.steps) ** 0.25
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return highest * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     left = 1 - done if config.schedule == "linear" else (1 + cos(pi * done)) / 2
     lowest = config.final_learning_rate
-    return config.learning_rate * (lowest + (1 - lowest) * left)
+    return highest * (lowest + (1 - lowest) * left)
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -787,7 +798,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     adamw, muon = run.optimizers
     for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
         for group in optimizer.param_groups:
-            group["lr"] = rate * ratio
+            group["lr"] = rate * ratio * group["scale"]
         optimizer.step()
     return total
 
