@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import shared.run
 from benchmarks import common
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
+from benchmarks.faults import without_times
 from shared.files import atomic_write
 
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
@@ -32,7 +33,7 @@ torch.set_num_threads(1)  # small models: threads would only wait for each other
 def sketch(rows: list[dict], picture: Path, title: str) -> None:
     """In place of `draw_loss`, which takes most of the time of a small run: all that the picture is
     made of, so that two are the same if all of that is. Tests of pictures ask for real ones."""
-    shown = [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    shown = [without_times(row) for row in rows]
     with atomic_write(picture) as file:
         file.write(json.dumps([title, shown]).encode())
 
