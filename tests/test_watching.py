@@ -269,6 +269,6 @@ def test_print_model_trains_nothing(version, corpus_file, tmp_path, capsys):
 
 def test_a_model_larger_than_the_machine_is_told_in_a_moment(capsys):
     v4 = load_version("v4_modern")
-    v4.main("--print-model --width 65536 --feed-forward-size 100000".split())
+    v4.main("--print-model --n-layers 4 --width 65536 --feed-forward-size 100000".split())
     rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
     assert float(rows["weights"][0].replace(",", "")) > 300_000  # MB

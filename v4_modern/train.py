@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
@@ -34,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
+from shared.functions import nats_of, rms_norm
 from shared.model_files import load_weights
 from shared.model_table import print_model
 from shared.pairs import LinkedWords, PairRanks, every_other, no_garbage_collection
@@ -326,31 +326,6 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 
 # ---- 4. Model: norm ----
-class RootMeanSquare(torch.autograd.Function):
-    """x r w for x (..., C), gains w (C,) and r = 1 / sqrt(mean x^2 + eps), with its gradient.
-
-    Torch's own is one operation on a GPU; on a CPU it is a dozen, and takes twice as long as this.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, eps: float) -> Tensor:
-        """(..., C), (C,) -> (..., C)."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = (length.square() / x.shape[-1] + eps).rsqrt()  # (..., 1)
-        ctx.save_for_backward(x, r, w)
-        return (x * r).mul_(w)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """(..., C) -> (..., C), (C,): of x it is r (w grad - x mean(x w grad) r^2)."""
-        x, r, w = ctx.saved_tensors
-        grad = grad * r
-        products = grad * x
-        mean = (products @ w / x.shape[-1]).unsqueeze(-1)  # (..., 1)
-        grad_w = products.flatten(0, -2).sum(0)
-        return grad.mul_(w).addcmul_(x, mean * r.square(), value=-1), grad_w, None
-
-
 class Norm(nn.Module):
     """Root mean square normalization (Zhang and Sennrich 2019): each token's channels to a mean
     square of 1; unlike in LayerNorm, no mean is taken off and no bias added."""
@@ -361,9 +336,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        if x.is_cpu and torch.is_grad_enabled():
-            return RootMeanSquare.apply(x, self.weight, 1e-6)
-        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), eps=1e-6)
+        return rms_norm(x, self.weight.type_as(x), eps=1e-6)
 
 
 # ---- 5. Model: position ----
@@ -519,35 +492,10 @@ class LanguageModel(nn.Module):
 
 
 # ---- 9. Optimizer and schedule ----
-class CrossEntropy(torch.autograd.Function):
-    """log sum exp(x) - x[t] for logits x (..., V) and targets t (...).
-
-    Its gradient is softmax(x), less 1 at t. The softmax is made where the logits were: in a small
-    model with a large vocabulary they are the most that a step has to keep.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, t: Tensor) -> Tensor:
-        """(..., V), (...) -> (...); `x` is overwritten."""
-        t = t.unsqueeze(-1)
-        right = x.gather(-1, t)
-        highest = x.amax(-1, keepdim=True)
-        total = x.sub_(highest).exp_().sum(-1, keepdim=True)
-        ctx.save_for_backward(x, t, total)
-        return (total.log() + highest - right).squeeze(-1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        """(...) -> (..., V)."""
-        x, t, total = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
-        return x.mul_(grad / total).scatter_add_(-1, t, -grad), None
-
-
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Nats for `targets` (...) under `logits` (..., V), which it overwrites: their mean, or, with
-    "none", each."""
-    losses = CrossEntropy.apply(logits, targets)
+    """Nats for `targets` (...) under `logits` (..., V), which it overwrites: log sum exp(x) - x[t],
+    which is -log softmax(x)[t]. Their mean, or, with "none", each."""
+    losses = nats_of(logits, targets)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -613,7 +561,7 @@ def orthogonalize(x: Tensor, steps: int = 4) -> Tensor:
     g = x @ x.mT
     product = factor = p(g)
     for _ in range(steps - 1):
-        g = factor @ g @ factor  # of x after this step
+        g = factor @ g @ factor  # x x' after one more step
         factor = p(g)
         product = factor @ product
     x = product @ x
@@ -664,22 +612,18 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
     logit so many channels add up (Yang et al. 2022, table 3).
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    gains = [p for p in model.parameters() if p.ndim == 1]
-    others = {"params": [model.embedding.weight, *gains], "scale": 1.0}
+    others = [model.embedding.weight, *(p for p in model.parameters() if p.ndim == 1)]
     head = {"params": [model.head.weight], "scale": min(1, 128 / config.width)}
-    decay = config.weight_decay
+    rate, decay = config.learning_rate, config.weight_decay
     return [
-        AdamW([others, head], config.learning_rate, betas=(0.8, 0.95), weight_decay=decay),
-        Muon([{"params": matrices, "scale": 1.0}], config.muon_learning_rate, weight_decay=decay),
+        AdamW([{"params": others}, head], rate, betas=(0.8, 0.95), weight_decay=decay),
+        Muon(matrices, config.muon_learning_rate, weight_decay=decay),
     ]
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`.
-
-    Runs of more than 1,000 steps take smaller ones: the highest rate falls with the fourth root of
-    their number.
-    """
+    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`. Beyond
+    1,000 steps the highest falls with the fourth root of their number."""
     highest = config.learning_rate * min(1, 1000 / config.steps) ** 0.25
     if step < config.warmup_steps:
         return highest * (step + 1) / config.warmup_steps
@@ -798,7 +742,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     adamw, muon = run.optimizers
     for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
         for group in optimizer.param_groups:
-            group["lr"] = rate * ratio * group["scale"]
+            group["lr"] = rate * ratio * group.get("scale", 1)
         optimizer.step()
     return total
 

@@ -1,0 +1,69 @@
+"""Two functions with gradients of their own, for speed: what v4 computes, it says itself.
+
+Torch finds gradients by itself, an operation at a time. Written as one formula they take half the
+time on a CPU, where every operation goes through memory once more.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean x^2 + eps) times `weight` (C,), for x (..., C)."""
+    if x.is_cpu and torch.is_grad_enabled():
+        return RootMeanSquare.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
+
+
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """log sum exp(x) - x[t] for logits x (..., V), which are overwritten, and targets t (...)."""
+    return CrossEntropy.apply(logits, targets)
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """x r w for x (..., C), gains w (C,) and r = 1 / sqrt(mean x^2 + eps), with its gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, eps: float) -> Tensor:
+        """(..., C), (C,) -> (..., C)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = (length.square() / x.shape[-1] + eps).rsqrt()  # (..., 1)
+        ctx.save_for_backward(x, r, w)
+        return (x * r).mul_(w)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """(..., C) -> (..., C), (C,): of x it is r (w grad - x mean(x w grad) r^2)."""
+        x, r, w = ctx.saved_tensors
+        grad = grad * r
+        products = grad * x
+        mean = (products @ w / x.shape[-1]).unsqueeze(-1)  # (..., 1)
+        grad_w = products.flatten(0, -2).sum(0)
+        return grad.mul_(w).addcmul_(x, mean * r.square(), value=-1), grad_w, None
+
+
+class CrossEntropy(torch.autograd.Function):
+    """log sum exp(x) - x[t] for logits x (..., V) and targets t (...).
+
+    Its gradient is softmax(x), less 1 at t. The softmax is made where the logits were: in a small
+    model with a large vocabulary they are the most that a step has to keep.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, t: Tensor) -> Tensor:
+        """(..., V), (...) -> (...); `x` is overwritten."""
+        t = t.unsqueeze(-1)
+        right = x.gather(-1, t)
+        highest = x.amax(-1, keepdim=True)
+        total = x.sub_(highest).exp_().sum(-1, keepdim=True)
+        ctx.save_for_backward(x, t, total)
+        return (total.log() + highest - right).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        """(...) -> (..., V)."""
+        x, t, total = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        return x.mul_(grad / total).scatter_add_(-1, t, -grad), None
