@@ -354,8 +354,8 @@ class Position(nn.Module):
         self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
 
     def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (T, D) each, for T tokens of which the first stands at `first`; the
-        first half of the sines is negative, as `rotate` needs it."""
+        """Cosines and sines, (T, D) each, for T tokens, the first at `first`; as `rotate` needs it,
+        the first half of the sines is negative."""
         t = torch.arange(first, first + T, device=self.frequencies.device)
         angles = t[:, None] * self.frequencies  # (T, D/2)
         cos, sin = angles.cos(), angles.sin()
@@ -721,9 +721,8 @@ def load_checkpoint(run: Run) -> None:
 
 # ---- 13. Training loop ----
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
-    """Move the weights once against the gradient of a batch's loss; return that loss, (), left on
-    the device: reading it would wait for it. Of several processes, each has a share of the batch.
-    """
+    """Move the weights once against the gradient of a batch's loss; return that loss, (), unread:
+    on a GPU to read is to wait. Of several processes, each has a share of the batch."""
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
