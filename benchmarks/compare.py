@@ -36,11 +36,10 @@ from benchmarks.common import (
     steps_for_bytes,
     train,
     what_it_depends_on,
-    write_readme,
 )
-from shared.command_line import clear_errors, parse_options, print_text
+from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
-from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import read_rows
 
 MISSED = 0.1  # share of the budget of seconds by which a run may miss it
@@ -388,29 +387,19 @@ def report(results: dict) -> str:
     )
 
 
-def publish(results: dict, name: str) -> None:
-    """Write table.md and the pictures."""
-    folder = RESULTS / name
-    write_text(folder / "table.md", report(results) + "\n")
-    for picture, draw in (
-        ("bits.png", pictures.draw_bits),
-        ("beyond.png", pictures.draw_beyond),
-        ("rates.png", pictures.draw_rates),
-    ):
-        pictures.save(draw(results), folder / picture)
-
-
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        path = RESULTS / options.name / "results.json"
+        folder = RESULTS / options.name
         if not options.readme:
-            write_json(path, compare(options))
-        results = read_json(path)
-        publish(results, options.name)
-        if options.readme:
-            write_readme(options.name, report(results))
-        print_text(report(results))
+            write_json(folder / "results.json", compare(options))
+        results = read_json(folder / "results.json")
+        figures = {
+            "bits.png": pictures.draw_bits(results),
+            "beyond.png": pictures.draw_beyond(results),
+            "rates.png": pictures.draw_rates(results),
+        }
+        pictures.publish(folder, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import VERSIONS
-from shared.files import atomic_write
+from benchmarks.common import VERSIONS, write_readme
+from shared.command_line import print_text
+from shared.files import atomic_write, write_text
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -22,6 +23,17 @@ def save(figure: Figure, path: Path) -> None:
     pyplot.close(figure)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
+
+
+def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:
+    """Print the `text` of a benchmark and write it, as table.md, and its pictures, by the names of
+    their files, into its folder of results; with `readme` also into the README's block of it."""
+    write_text(folder / "table.md", text + "\n")
+    for name, figure in figures.items():
+        save(figure, folder / name)
+    if readme:
+        write_readme(folder.name, text)
+    print_text(text)
 
 
 def colour(version: str) -> str:

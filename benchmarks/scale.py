@@ -30,12 +30,11 @@ from benchmarks.common import (
     markdown,
     peak_memory,
     short_commit,
-    write_readme,
 )
-from benchmarks.pictures import axes_of, save
+from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options, print_text
 from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
-from shared.files import UserError, json_sha256, read_json, write_json, write_text
+from shared.files import UserError, json_sha256, read_json, write_json
 from shared.run import machine_facts
 from shared.tokens import open_token_file
 from shared.words import whole_words
@@ -169,12 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.readme:
             write_json(folder / "results.json", run(options))
         results = read_json(folder / "results.json")
-        text = report(results)
-        if options.readme:
-            write_readme(options.name, text)
-        write_text(folder / "table.md", text + "\n")
-        save(draw(results), folder / "scale.png")
-        print_text(text)
+        publish(folder, report(results), {"scale.png": draw(results)}, options.readme)
 
 
 if __name__ == "__main__":

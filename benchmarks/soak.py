@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.common import RESULTS, load_version, markdown, pick_versions, short_commit
 from benchmarks.faults import SIZES, Subject, some_text
-from shared.command_line import clear_errors, parse_options, print_text
-from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import Run, machine_facts
 
 POINTS = 100  # measurements of a run
@@ -151,9 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.readme:
             write_json(folder / "results.json", soak(options))
         results = read_json(folder / "results.json")
-        write_text(folder / "table.md", report(results) + "\n")
-        pictures.save(pictures.draw_soak(results["runs"]), folder / "soak.png")
-        print_text(report(results))
+        figures = {"soak.png": pictures.draw_soak(results["runs"])}
+        pictures.publish(folder, report(results), figures)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,9 @@ from benchmarks.common import (
     steps_for_bytes,
     train,
     what_it_depends_on,
-    write_readme,
 )
-from shared.command_line import clear_errors, parse_options, print_text
-from shared.files import ROOT, UserError, json_sha256, read_json, write_json, write_text
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, json_sha256, read_json, write_json
 
 FACTORS = {
     "learning_rate": (0.2, 1, 5, 25, 125),  # all rates of the version together
@@ -270,15 +269,12 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(folder / "results.json", sweep(options))
         results = read_json(folder / "results.json")
         if options.ablate:
-            text = ablations.report(results)
-            picture = pictures.draw_ablations(ablations.summarize(results["points"]))
+            rows, text = ablations.summarize(results["points"]), ablations.report(results)
+            figures = {"ablate.png": pictures.draw_ablations(rows)}
         else:
-            text, picture = report(results), pictures.draw_sweep(summarize(results["points"]))
-        write_text(folder / "table.md", text + "\n")
-        pictures.save(picture, folder / ("ablate.png" if options.ablate else "sweep.png"))
-        if options.readme:
-            write_readme(options.name, text)
-        print_text(text)
+            rows, text = summarize(results["points"]), report(results)
+            figures = {"sweep.png": pictures.draw_sweep(rows)}
+        pictures.publish(folder, text, figures, options.readme)
 
 
 if __name__ == "__main__":

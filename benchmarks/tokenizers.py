@@ -30,11 +30,11 @@ import numpy as np  # after this, for `tokenizers` is the name of a package, too
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, fold, load_version, markdown, short_commit, write_readme
-from benchmarks.pictures import axes_of, save
-from shared.command_line import clear_errors, parse_options, print_text
+from benchmarks.common import RESULTS, fold, load_version, markdown, short_commit
+from benchmarks.pictures import axes_of, publish
+from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
-from shared.files import UserError, read_json, write_json, write_text
+from shared.files import UserError, read_json, write_json
 from shared.run import machine_facts
 from shared.tokenizer_files import save_hugging_face
 
@@ -396,12 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.readme:
             write_json(folder / "results.json", compare(options))
         results = read_json(folder / "results.json")
-        text = report(results)
-        if options.readme:
-            write_readme(options.name, text)
-        write_text(folder / "table.md", text + "\n")
-        save(draw(results), folder / "speed.png")
-        print_text(text)
+        publish(folder, report(results), {"speed.png": draw(results)}, options.readme)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,8 @@ from benchmarks.common import (
     markdown,
     peak_memory,
     short_commit,
-    write_readme,
 )
-from benchmarks.pictures import axes_of, colour, save
+from benchmarks.pictures import axes_of, colour, publish
 from benchmarks.trainers import (
     NANOGPT_STEPS,
     V4,
@@ -49,8 +48,8 @@ from benchmarks.trainers import (
     load_nanogpt,
     parameters,
 )
-from shared.command_line import clear_errors, parse_options, print_text
-from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import machine_facts, read_rows
 
 WARM_UP = 3  # steps before those that are timed
@@ -432,12 +431,7 @@ def main(arguments: list[str] | None = None) -> None:
             results = measure(options, ROOT / "runs" / "training" / options.name)
             write_json(folder / "results.json", without_paths(results))
         results = read_json(folder / "results.json")
-        text = report(results)
-        if options.readme:
-            write_readme(options.name, text)
-        write_text(folder / "table.md", text + "\n")
-        save(draw(results), folder / "training.png")
-        print_text(text)
+        publish(folder, report(results), {"training.png": draw(results)}, options.readme)
         if "nanogpt" not in results:
             print("nanoGPT was not trained: --nanogpt FOLDER names a clone of it")
 
