@@ -184,50 +184,35 @@ class Tokenizer:
         """The ids of all `words`, one word after the other, and how many each has, (words,).
 
         A word begins as its bytes. The pair in it that was learned first merges (of equal ones the
-        leftmost), again and again, until none is left that was learned. Words of alike lengths are
-        worked on together.
+        leftmost), again and again, until none is left that was learned; all words at the same time.
+        As in shared/pairs.py, a byte has a place, a token that of its first, and `none` is between
+        words. A pair's rank and place are one number: the lowest of a word's is the next to merge.
         """
-        lengths = np.fromiter(map(len, words), np.int32, len(words))
-        ids = np.argsort(list(self.first))[np.frombuffer(b"".join(words), np.uint8)]
-        starts, whole, shorter = np.cumsum(lengths) - lengths, [], 0
-        for longest in (8, 16, 32, 64, 128, 256, 512, 1024):
-            word = np.flatnonzero((shorter < lengths) & (lengths <= longest))
-            place = np.arange(longest)[:, None]
-            columns = ids.take(starts[word] + place, mode="clip")
-            columns = np.where(place < lengths[word], columns, self.vocab_size)  # no id
-            whole += self.merge_columns(columns.astype(np.int32), word)
-            shorter = longest
-        for word in np.flatnonzero(lengths > longest):
-            merged = self.merge_long(ids[starts[word] :][: lengths[word]])
-            whole.append((merged, np.full(len(merged), word)))
-        ids, word = map(np.concatenate, zip(*whole))
-        return ids[word.argsort(kind="stable")], np.bincount(word, minlength=len(words))
-
-    def merge_columns(
-        self, ids: np.ndarray, word: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Merge in words that are each a column of `ids` (L, words), filled up with `vocab_size`;
-        ids of words that are done, and for each id its word's number in `word` (words,)."""
-        none, bits = len(self.merges), len(ids).bit_length() - 1  # L is a power of two
-        place = np.arange(len(ids), dtype=np.int32)[:, None]
-        ids = np.append(ids, np.full_like(ids[:1], self.vocab_size), 0)
-        ranks = self.ranks.look_up(ids[:-1], ids[1:])  # of each id and the one below
-        while len(word):
-            best = (ranks << bits | place).min(0)  # the lowest rank, and the place of it
-            best, at = best >> bits, best & (len(place) - 1)
-            done = best == none
-            there = (ids[:, done] < self.vocab_size).T
-            yield ids[:, done].T[there], np.repeat(word[done], there.sum(1))
-            going_on = np.flatnonzero(~done)
-            word, best, at = word[going_on], best[going_on], at[going_on]
-            ids, ranks = ids.take(going_on, 1), ranks.take(going_on, 1)
-            column, token = np.arange(len(word)), 256 + best
-            ids[:-1] = np.where(place > at, ids[1:], ids[:-1])
-            ids[at, column] = token
-            ranks[:-1] = np.where(place[:-1] > at, ranks[1:], ranks[:-1])
-            ranks[at, column] = self.ranks.look_up(token, ids[at + 1, column])
-            column, above = column[at > 0], at[at > 0] - 1
-            ranks[above, column] = self.ranks.look_up(ids[above, column], token[column])
+        none, no_rank = self.vocab_size, len(self.merges)
+        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
+        starts = np.append(0, ends[:-1])
+        ids, place = np.argsort(list(self.first))[text], np.arange(len(text))
+        ids[0] = ids[ends] = none
+        for word in np.flatnonzero(ends - starts > 128):
+            long = ids[starts[word] + 1 : ends[word]]
+            merged = self.merge_long(long)
+            long[: len(merged)], long[len(merged) :] = merged, none
+        before, after = place - 1, place + 1
+        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
+        while len(starts):
+            best = np.minimum.reduceat(pairs, starts)  # of each word
+            learned = np.flatnonzero(best < no_rank << 32)
+            starts, best = starts[learned], best[learned]
+            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
+            second = after[at]
+            first, third = before[at], after[second]
+            ids[at], ids[second], pairs[second] = token, none, no_rank << 32
+            after[at], before[third] = third, at
+            left, right = np.append(first, at), np.append(at, third)
+            pairs[left] = self.ranks.look_up(ids[left], ids[right]).astype(np.int64) << 32 | left
+        is_token = ids != none
+        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
 
     def merge_long(self, ids: np.ndarray) -> np.ndarray:
         """Merge in one word (N,): all pairs of the lowest rank at a time, from left to right."""
