@@ -120,7 +120,7 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
     )
     of_code = kind_of_code[codes]
     if (of_code == UNKNOWN).any():
-        for code in np.unique(codes[of_code == UNKNOWN]).tolist():
+        for code in set(codes[of_code == UNKNOWN].tolist()):
             kind_of_code[code] = kind_of(chr(code))
         of_code = kind_of_code[codes]
     for i in range(4):
