@@ -26,7 +26,6 @@ wrong; what the tables do not know (long words, new ones, two that want the same
 in a dictionary.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -147,15 +146,25 @@ def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> Non
     begins[ends[ends < len(data)]] = True
 
 
-def special_pattern(special_tokens: Iterable[str]) -> re.Pattern[bytes]:
-    """Finds any of `special_tokens` in UTF-8; of those that begin at one place, the longest."""
-    longest_first = sorted((token.encode("utf-8") for token in special_tokens), key=len)[::-1]
-    return re.compile(b"|".join(map(re.escape, longest_first)) or b"(?!)")
+def find_special(data: bytes, special_tokens: Sequence[bytes]) -> list[tuple[int, int, int]]:
+    """Where special tokens start and end in `data`, and which they are; where two overlap, the
+    first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
+    found, kept, end = [], [], 0
+    for number, token in enumerate(special_tokens):
+        start = data.find(token)
+        while start >= 0:
+            found.append((start, -len(token), number))
+            start = data.find(token, start + 1)
+    for start, minus_length, number in sorted(found):
+        if start >= end:
+            end = start - minus_length
+            kept.append((start, end, number))
+    return kept
 
 
-def spans(found: Iterable[re.Match]) -> np.ndarray:
-    """Where matches start and end, (M, 2)."""
-    return np.array([match.span() for match in found], np.int64).reshape(-1, 2)
+def spans(found: list[tuple[int, int, int]]) -> np.ndarray:
+    """Where special tokens start and end, (M, 2)."""
+    return np.array(found, np.int64).reshape(-1, 3)[:, :2]
 
 
 def utf8(text: str) -> bytes:
@@ -196,15 +205,15 @@ def character_start(data: bytes, at: int) -> int:
 def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Iterator[str]:
     """The `texts` joined and cut anew, into pieces of about PIECE bytes that end where words end,
     and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
-    pattern = special_pattern(special_tokens)
-    longest = max((len(token.encode("utf-8")) for token in special_tokens), default=1)
+    special_tokens = [token.encode("utf-8") for token in special_tokens]
+    longest = max(map(len, special_tokens), default=1)
     rest, enough, done = bytearray(), PIECE, 0
     for part in (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE)):
         rest += part.encode("utf-8", "surrogatepass")
         if len(rest) < enough:
             continue
         data = bytes(rest)
-        specials = spans(pattern.finditer(data))
+        specials = spans(find_special(data, special_tokens))
         cut = safe_cut(data, 0, len(data) - longest, specials)  # one may yet be coming
         if not cut and len(data) > LONGEST_WORD + PIECE:
             raise UserError(
@@ -326,12 +335,16 @@ class WordCounts:
     """How often each word occurs in texts; special tokens are no words."""
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:
-        self.special_pattern = special_pattern(special_tokens)
+        self.special_tokens = [token.encode("utf-8") for token in special_tokens]
         self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the words of `texts`, each for itself."""
-        parts = [part for text in texts for part in self.special_pattern.split(utf8(text)) if part]
+        parts = []
+        for data in map(utf8, texts):
+            found = find_special(data, self.special_tokens)
+            cuts = [0, *(at for start, end, _ in found for at in (start, end)), len(data)]
+            parts += [data[i:j] for i, j in zip(cuts[::2], cuts[1::2]) if i < j]
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
         between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
         numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)
@@ -353,8 +366,8 @@ class WordIds:
         special_tokens: dict[str, int],
     ) -> None:
         self.merge, self.special_tokens = merge, special_tokens
-        self.special_pattern = special_pattern(special_tokens)
-        self.special_ids = {token.encode("utf-8"): i for token, i in special_tokens.items()}
+        self.special_bytes = [token.encode("utf-8") for token in special_tokens]
+        self.special_ids = np.array(list(special_tokens.values()), np.uint32)
         self.forget()
 
     def forget(self) -> None:
@@ -364,8 +377,11 @@ class WordIds:
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, (N,) uint32."""
-        data = utf8(text)
-        specials = list(self.special_pattern.finditer(data))
+        return self.encode_utf8(utf8(text))
+
+    def encode_utf8(self, data: bytes) -> np.ndarray:
+        """`encode` of a text that is UTF-8 already."""
+        specials = find_special(data, self.special_bytes)
         rows = self.numbers.numbers(data, spans(specials)) + 1
         new = self.numbers.words[self.rows.count - 1 :]
         if new:
@@ -374,7 +390,7 @@ class WordIds:
         for i in range(0, len(rows), MANY_WORDS):  # as much as fits into the cache
             laid.append(self.rows.lay(rows[i : i + MANY_WORDS]))
         ids = np.concatenate(laid)
-        ids[ids == PLACE] = [self.special_ids[special.group()] for special in specials]
+        ids[ids == PLACE] = self.special_ids[[number for _, _, number in specials]]
         if len(self.numbers.words) > MOST_WORDS:
             self.forget()
         return ids

@@ -26,7 +26,7 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 from shared.files import UserError
-from shared.words import PIECE, WordCounts, WordIds
+from shared.words import PIECE, WordCounts, WordIds, utf8
 
 WORTH_IT = 8  # pieces of text from which on other processes save more time than they take to start
 
@@ -67,7 +67,7 @@ def encode_texts(texts: Iterable[str], words: WordIds, workers: int = 0) -> Iter
         yield from map(words.encode, texts)
         return
     with Crew(workers, encode, words.special_tokens, merge=words.merge) as crew:
-        yield from crew.in_order(texts)
+        yield from crew.in_order(map(utf8, texts))
 
 
 def enough_for(workers: int, pieces: Iterable[Any]) -> tuple[Iterator[Any], int]:
@@ -177,7 +177,7 @@ def count(special_tokens: Iterable[str], ask: Callable) -> Callable:
 
 def encode(special_tokens: dict[str, int], ask: Callable) -> Callable:
     """Encode a text."""
-    return WordIds(ask, special_tokens).encode
+    return WordIds(ask, special_tokens).encode_utf8
 
 
 def work() -> None:
