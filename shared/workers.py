@@ -12,7 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -47,12 +47,13 @@ def count_words(
         for piece in pieces:
             counts.add(piece)
         return counts.numbers.words, counts.counts.tolist()
-    total = Counter()
+    total = {}
     with Crew(workers, count, special_tokens) as crew:
         for _ in crew.in_order(pieces):
             pass
         for _ in range(workers):  # they take turns
-            total.update(dict(crew.ask(None)))
+            for word, times in zip(*crew.ask(None)):
+                total[word] = total.get(word, 0) + times
     return list(total), list(total.values())
 
 
@@ -167,9 +168,9 @@ def count(special_tokens: Iterable[str], ask: Callable) -> Callable:
     """Count words; for no texts, tell the counts."""
     counts = WordCounts(special_tokens)
 
-    def job(texts: list[str] | None) -> list[tuple[bytes, int]] | None:
+    def job(texts: list[str] | None) -> tuple[list[bytes], list[int]] | None:
         if texts is None:
-            return list(zip(counts.numbers.words, counts.counts.tolist()))
+            return counts.numbers.words, counts.counts.tolist()
         counts.add(texts)
 
     return job
