@@ -32,6 +32,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
+from shared.decoding import Reader
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
 from shared.functions import nats_of, rms_norm
 from shared.model_files import load_weights
@@ -667,7 +668,8 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     p = F.softmax((ordered - ordered[0]) / config.temperature, dim=-1)
     p[config.top_k or len(p) :] = 0
     p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
-    return int(ids[torch.multinomial(p, 1, generator=generator)])
+    total = p.cumsum(0)  # far faster than torch.multinomial
+    return int(ids[torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator))])
 
 
 @torch.inference_mode()
@@ -678,15 +680,14 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
     the context is, and the rest read again, for its keys and values hold what came before.
     """
     model.eval()
-    device, ids = next(model.parameters()).device, list(ids)
+    ids, read = list(ids), Reader(model)
     generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
     caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
     for _ in range(config.max_new_tokens):
         if caches[0].length + len(unread) > config.context_length:
             caches = [Cache() for _ in model.blocks]
             unread = ids[-max(1, config.context_length // 2) :]
-        logits = model.forward(torch.tensor([unread], device=device), caches)  # (1, T, V)
-        ids.append(draw(logits[0, -1], config, generator))
+        ids.append(draw(read(unread, caches), config, generator))
         if ids[-1] == stop:
             return
         yield ids[-1]
