@@ -274,14 +274,17 @@ def evaluate(
 # ---- 11. Sampling ----
 def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
-    ordered, ids = logits.float().cpu().sort(descending=True)
+    logits = logits.float().cpu()
     if config.temperature == 0:
-        return int(ids[0])
-    p = F.softmax((ordered - ordered[0]) / config.temperature, dim=-1)
-    p[config.top_k or len(p) :] = 0
-    p[p.cumsum(0) - p >= config.top_p * p.sum()] = 0  # the likeliest token always stays
-    total = p.cumsum(0)  # far faster than torch.multinomial
-    return int(ids[torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator))])
+        return int(logits.argmax())
+    p = F.softmax((logits - logits.max()) / config.temperature, dim=-1)
+    if config.top_k or config.top_p < 1:
+        ordered, ids = p.sort(descending=True)
+        ordered[config.top_k or len(p) :] = 0
+        ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
+        p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
+    total = p.cumsum(0)
+    return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 
 @torch.no_grad()
