@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 TOLERANCE = 1e-3  # of logits, as a share of the largest
@@ -26,6 +27,7 @@ class Reader:
         self.caches = None  # those whose keys and values the blocks remember
         self.cos = self.sin = np.zeros((0, 0))
         if self.device.type == "cpu":
+            threadpool_limits(1, "blas")  # of numpy: more would be in the way of torch's
             try:
                 self.blocks = [NumpyBlock(block) for block in model.blocks]
                 self.embedding, self.head = array(model.embedding), array(model.head)

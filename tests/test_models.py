@@ -9,6 +9,7 @@ from conftest import load_version, random_model, small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.decoding import Reader
 from shared.functions import rms_norm
 
 v1, v2, v3, v4 = (
@@ -204,6 +205,36 @@ def test_cached_generation_equals_uncached(temperature, prompt_length, context_l
         logits = model(torch.tensor([ids[first:]]))[0, -1]
         ids.append(v4.draw(logits, config, generator))
     assert list(v4.generate(model, prompt, config, stop=-1)) == ids[prompt_length:]
+
+
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(2, 2), (4, 2), (4, 1)])
+def test_single_tokens_are_read_in_numpy_as_by_the_model(n_heads, n_kv_heads):
+    model, config = random_model(v4, n_heads=n_heads, n_kv_heads=n_kv_heads)
+    ids = torch.randint(config.vocab_size, (30,)).tolist()
+    expected, read = model(torch.tensor([ids]))[0], Reader(model)
+    for _ in range(2):  # the second time with new caches
+        caches = [v4.Cache() for _ in model.blocks]
+        with torch.inference_mode():
+            found = [read(ids[:3], caches), *(read([token], caches) for token in ids[3:])]
+        close(torch.stack(found), expected[2:], 1e-4)
+        assert [cache.length for cache in caches] == [30] * len(caches)
+    assert read.blocks  # nothing was left to the model
+
+
+def test_a_model_that_was_changed_is_read_by_itself(monkeypatch):
+    model, config = random_model(v4)
+    ids = torch.randint(config.vocab_size, (20,)).tolist()
+
+    def other(self, x):
+        return self.down(F.gelu(self.gate(x)) * self.up(x))
+
+    monkeypatch.setattr(v4.FeedForward, "forward", other)
+    caches, read = [v4.Cache() for _ in model.blocks], Reader(model)
+    with torch.inference_mode():
+        found = [read(ids[:3], caches), *(read([token], caches) for token in ids[3:])]
+    close(torch.stack(found), model(torch.tensor([ids]))[0, 2:], 1e-4)
+    del model.blocks[0].attention.query_norm
+    assert not Reader(model).blocks
 
 
 # ---- v0 ----
