@@ -86,6 +86,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # of the steps since the last row of training loss
         self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
+        self.clock: list[float] = []  # seconds, when it is timed whether compiling pays
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the last ones
         self.signal = 0  # the signal that asked us to stop
@@ -178,6 +179,7 @@ class Run:
                 self.handlers[number] = signal.signal(number, self._remember)
         self.replica = distributed.replica(self.model)
         self.share_of_peak = share_of_peak(self.model, self.config, self.device)
+        self.began = self.step
         self.timed = self.step, self.seconds  # where the last measurement of speed ended
         self._announce()
         steps = self.config.steps
@@ -288,8 +290,32 @@ class Run:
         if self.device.type == "cpu" or self.step % LOG_EVERY == 0:
             self._read_losses()
         self.bar.update()
+        if getattr(self.config, "compile", False):
+            self._time_compiled_steps()
         if self.step % LOG_EVERY == 0:
             self._log_training_loss(learning_rate)
+
+    def compile_is_due(self) -> bool:
+        """Whether to compile the model now: after some steps that tell how long one took before."""
+        return self.config.compile and self.step - self.began == 2 * LOG_EVERY
+
+    def _time_compiled_steps(self) -> None:
+        """Four times, every LOG_EVERY steps, look at the clock: what is between the first two is
+        as it was, between the next two the model is compiled, and then it is. Then say whether
+        that pays."""
+        if (self.step - self.began) % LOG_EVERY or len(self.clock) == 4:
+            return
+        self._read_losses()  # a GPU is waited for
+        self.clock.append(self.seconds)
+        if len(self.clock) == 4 and distributed.is_first():
+            before, compiling, after = (b - a for a, b in itertools.pairwise(self.clock))
+            compiling -= after
+            saved = (before - after) / LOG_EVERY
+            pays = f"pays after {compiling / saved:,.0f} steps" if saved > 0 else "does not pay"
+            before, after = (f"{1000 * seconds / LOG_EVERY:.1f} ms" for seconds in (before, after))
+            self.bar.write(
+                f"compiled in {compiling:.0f} s; a step takes {after} instead of {before}: {pays}"
+            )
 
     def _read_losses(self) -> None:
         """Read those that are unread: the means over all processes."""

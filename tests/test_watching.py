@@ -272,3 +272,27 @@ def test_a_model_larger_than_the_machine_is_told_in_a_moment(capsys):
     v4.main("--print-model --n-layers 4 --width 65536 --feed-forward-size 100000".split())
     rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
     assert float(rows["weights"][0].replace(",", "")) > 300_000  # MB
+
+
+def test_the_log_says_after_how_many_steps_compiling_pays(
+    corpus_file, tmp_path, capsys, monkeypatch
+):
+    """A second a step, then half a second, and half a minute to compile."""
+    v4 = load_version("v4_modern")
+    now, steps, compiled = [0.0], [], []
+    step_of = v4.training_step
+
+    def training_step(run, *others):
+        now[0] += 30.5 if compiled == [run.step] else 0.5 if compiled else 1.0
+        steps.append(run.step)
+        return step_of(run, *others)
+
+    monkeypatch.setattr(v4, "training_step", training_step)
+    for module in (v4, shared.run):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(v4.LanguageModel, "compile", lambda self: compiled.append(len(steps)))
+    options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 45, "compile": True}
+    v4.train(small_config(v4, **options))
+    assert compiled == [20]
+    told = "compiled in 30 s; a step takes 500.0 ms instead of 1000.0 ms: pays after 60 steps"
+    assert told in capsys.readouterr().out

@@ -77,7 +77,7 @@ class Config:
     schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
     final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
     clip_norm: float = 1.0  # longer gradients are cut to this length
-    compile: bool = False  # fuse the model with torch.compile; pays after some thousand steps
+    compile: bool = False  # fuse the model with torch.compile; the log says when that has paid
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
     workers: int = 0  # processes that turn text into tokens; 0: one a core
@@ -748,8 +748,6 @@ def train(config: Config) -> dict:
         load_checkpoint(run)
     elif config.init_from:
         load_weights(model, config.init_from)
-    if config.compile:
-        model.compile()
     with run:
         while True:
             if run.checkpoint_is_due():
@@ -759,6 +757,8 @@ def train(config: Config) -> dict:
                 run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
+            if run.compile_is_due():
+                model.compile()
             started = perf_counter()
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
