@@ -32,30 +32,37 @@ class Reader:
                 self.blocks = [NumpyBlock(block) for block in model.blocks]
                 self.embedding, self.head = array(model.embedding), array(model.head)
                 self.gain = array(model.norm)
-            except AttributeError:  # another model
+            except (AttributeError, TypeError):  # of other parts: another model
                 self.blocks = []
 
     def __call__(self, ids: list[int], caches: list) -> Tensor:
         """The logits (V,) of what follows `ids`, which follow what is in the `caches`."""
-        if len(ids) > 1 or not self.blocks or not caches[0].length:
-            return self.model.forward(torch.tensor([ids], device=self.device), caches)[0, -1]
-        self.read += 1
+        if self.blocks and len(ids) == 1 and caches[0].length:
+            try:
+                return self.read_one(ids[0], caches)
+            except (AttributeError, TypeError, ValueError):  # of other shapes: another model
+                self.blocks = []
+        return self.model.forward(torch.tensor([ids], device=self.device), caches)[0, -1]
+
+    def read_one(self, token: int, caches: list) -> Tensor:
+        """The logits (V,) of what follows a `token`, which follows what is in the `caches`."""
         if self.caches is not caches:
-            self.caches = caches
             for block, cache in zip(self.blocks, caches):
                 block.remember(cache.keys, cache.values)
+            self.caches = caches
         length = caches[0].length
-        if self.read & (self.read - 1) == 0:  # a power of two
-            for block, cache in zip(self.blocks, caches):
-                cache.keys, cache.values = block.remembered(length)
-            theirs = self.model.forward(torch.tensor([ids]), caches)[0, -1]
-            ours = self.logits(ids[0], length)
-            if (theirs - ours).abs().max() > TOLERANCE * theirs.abs().max():
-                self.blocks = []
-            return theirs
-        for cache in caches:
-            cache.length += 1
-        return self.logits(ids[0], length)
+        ours = self.logits(token, length)
+        self.read += 1
+        if self.read & (self.read - 1):  # not a power of two
+            for cache in caches:
+                cache.length += 1
+            return ours
+        for block, cache in zip(self.blocks, caches):
+            cache.keys, cache.values = block.remembered(length)
+        theirs = self.model.forward(torch.tensor([[token]]), caches)[0, -1]
+        if (theirs - ours).abs().max() > TOLERANCE * theirs.abs().max():
+            self.blocks = []
+        return theirs
 
     def logits(self, token: int, t: int) -> Tensor:
         """The logits (V,) of what follows a `token` at place `t`."""

@@ -221,18 +221,24 @@ def test_single_tokens_are_read_in_numpy_as_by_the_model(n_heads, n_kv_heads):
     assert read.blocks  # nothing was left to the model
 
 
-def test_a_model_that_was_changed_is_read_by_itself(monkeypatch):
+@pytest.mark.parametrize("up", [None, 3])
+def test_a_model_that_was_changed_is_read_by_itself(monkeypatch, up):
+    """One that computes something else, and one whose parts are of other shapes."""
     model, config = random_model(v4)
     ids = torch.randint(config.vocab_size, (20,)).tolist()
+    if up:
+        model.blocks[0].feed_forward.up = torch.nn.Linear(config.width, up, bias=False)
 
     def other(self, x):
-        return self.down(F.gelu(self.gate(x)) * self.up(x))
+        gate = F.gelu(self.gate(x))
+        return self.down(gate if up else gate * self.up(x))
 
     monkeypatch.setattr(v4.FeedForward, "forward", other)
     caches, read = [v4.Cache() for _ in model.blocks], Reader(model)
     with torch.inference_mode():
         found = [read(ids[:3], caches), *(read([token], caches) for token in ids[3:])]
     close(torch.stack(found), model(torch.tensor([ids]))[0, 2:], 1e-4)
+    assert not read.blocks
     del model.blocks[0].attention.query_norm
     assert not Reader(model).blocks
 
