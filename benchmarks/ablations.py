@@ -129,7 +129,8 @@ def no_zeros(v4: ModuleType) -> None:
 
 
 def constant_rate(v4: ModuleType) -> None:
-    v4.learning_rate = lambda step, config: config.learning_rate
+    falling = v4.learning_rate
+    v4.learning_rate = lambda step, config: falling(config.warmup_steps, config)
 
 
 def no_clipping(v4: ModuleType) -> None:

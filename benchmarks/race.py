@@ -39,11 +39,13 @@ OURS = (SUBWORDS, CHARACTERS)
 AS_NANOGPT = {"vocab_size": 257, "context_length": 64, "batch_size": 12, "n_layers": 4}
 AS_NANOGPT |= {"width": 128, "n_heads": 2, "n_kv_heads": 2, "head_size": 64}
 AS_NANOGPT |= {"feed_forward_size": 344}
-V4_OPTIONS = {SUBWORDS: {}, CHARACTERS: AS_NANOGPT}
+# The rates for characters were chosen on `pydocs`.
+RATES = {"learning_rate": 0.0135, "muon_learning_rate": 0.036, "weight_decay": 0.1}
+V4_OPTIONS = {SUBWORDS: {}, CHARACTERS: AS_NANOGPT | RATES}
 STEP_TURNS = 100
 WRITE_TURNS, WRITTEN, WRITTEN_CONTEXT = 3, 500, 256  # tokens written, with such a context
 TOKENIZER_TURNS = 3
-GRID = 1.1  # numbers of steps that are tried are this factor apart
+GRID = 1.05  # numbers of steps that are tried are this factor apart
 LEAST_STEPS = 5
 LOOKS = 8  # at the validation text on nanoGPT's way
 

@@ -92,7 +92,7 @@ def attention_scores(version: str, T: int) -> torch.Tensor | None:
         scores = position.rotate(same) @ position.rotate(same).mT + position.bias(T, same.device)
         scores = scores[0]
     else:
-        turned = module.rotate(same, position(0, T))
+        turned = module.rotate(same.transpose(1, 2), position(0, T)).transpose(1, 2)
         scores = (turned @ turned.mT)[0]
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     scores = scores.masked_fill(future, float("nan"))

@@ -3,11 +3,12 @@
     python benchmarks/sweep.py                                   all four, of v4
     python benchmarks/sweep.py --version v2 --what batch_size    one, of another version
     python benchmarks/sweep.py --ablate                          v4 without each of its parts
+    python benchmarks/sweep.py --larger                          its rates in longer, larger runs
 
 Each takes the version as it ships, changes one thing by factors, and trains on the same number of
-bytes of text. What is taken away, and what stands in its place, is in ablations.py. Finished runs
-are not run again. `--readme` trains nothing and writes the tables from results.json, the README's
-too.
+bytes of text (`--larger` also on ten times as many). What is taken away, and what stands in its
+place, is in ablations.py. Finished runs are not run again. `--readme` trains nothing and writes the
+tables from results.json, the README's too.
 """
 
 import json
@@ -48,6 +49,20 @@ FACTORS = {
     "vocab_size": (0.25, 0.5, 1, 2, 4),
     "context_length": (0.25, 0.5, 1, 2, 4),  # with windows a step the other way: as many tokens
 }
+# v4's rates are for any length and size, by the rule in its file: so no factor should be better
+# than 1, whatever is ten times as large. What that changes, with "bytes" of text as a factor.
+LARGER = {
+    "learning rate as shipped": {},
+    "learning rate, ten times the steps": {"bytes": 10},
+    "learning rate, ten times the parameters": {
+        "width": 448,
+        "n_layers": 5,
+        "n_heads": 7,
+        "n_kv_heads": 7,
+        "feed_forward_size": 1200,
+    },
+}
+LARGER_FACTORS = (0.5, 1, 2)
 # How train.py says that its numbers are none any more.
 DIVERGED = ("the loss is", "the weights are no numbers")
 
@@ -59,12 +74,13 @@ class Options:
     version: str = VERSIONS[-1]  # which to sweep
     what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
     ablate: bool = False  # take parts away instead; --what: muon rope ... (ablations.py)
+    larger: bool = False  # only the rates, as they ship, in a longer run, and in a larger model
     bytes: float = 400_000  # of training text for each run
     seeds: int = 3  # runs of each value
     data: str = "pydocs"  # the corpus, as for the versions
     jobs: int = os.cpu_count() or 1  # runs at a time
     threads: int = 1  # CPU threads of each
-    name: str = ""  # of the folder of results; sweep-v4 or ablate-v4 if not given
+    name: str = ""  # of the folder of results; sweep-v4, ablate-v4 or larger-v4 if not given
     fresh: bool = False  # run again what is finished
     readme: bool = False  # train nothing, write tables and README from results.json
 
@@ -75,13 +91,15 @@ class Options:
         self.version = matching[0]
         if self.ablate and self.version != ablations.VERSION:
             raise UserError(f"--ablate takes parts away from {ablations.VERSION} alone")
+        if self.larger and (self.ablate or self.what or self.version != VERSIONS[-1]):
+            raise UserError(f"--larger is of {VERSIONS[-1]}, and without --ablate and --what")
         known = ablations.ABLATIONS if self.ablate else FACTORS
         for what in self.what:
             if what not in known:
                 raise UserError(f"--what {what}: there are {', '.join(known)}")
         if not 0 < self.bytes < math.inf or min(self.seeds, self.jobs, self.threads) < 1:
             raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
-        kind = "ablate" if self.ablate else "sweep"
+        kind = "ablate" if self.ablate else "larger" if self.larger else "sweep"
         self.name = self.name or f"{kind}-{self.version.split('_')[0]}"
 
 
@@ -104,9 +122,10 @@ def changed(what: str, factor: float, config: object) -> dict[str, float]:
 def sweep(options: Options) -> dict:
     """Run what is not finished yet, several at a time; what goes into results.json."""
     folder = ROOT / "runs" / ("ablate" if options.ablate else "sweep")
+    make_plan = plan_ablations if options.ablate else plan_larger if options.larger else plan
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    points = plan_ablations(options) if options.ablate else plan(options)
+    points = make_plan(options)
     runs = {}  # a run that several experiments share, the version as it is, is run once
     for point in points:
         for seed in range(options.seeds):
@@ -155,10 +174,27 @@ def plan_ablations(options: Options) -> list[dict]:
     return points
 
 
-def full_settings(options: Options, changes: dict[str, object]) -> dict[str, object]:
-    """The options of a run: the `changes`, and the steps in which it sees its share of text."""
+def plan_larger(options: Options) -> list[dict]:
+    """The rates times each factor: as the version ships, in a longer run, and in a larger model."""
+    config = load_version(options.version).Config()
+    points = []
+    for what, larger in tqdm(LARGER.items(), desc="preparing", leave=False):
+        changes = {name: value for name, value in larger.items() if name != "bytes"}
+        for factor in LARGER_FACTORS:
+            settings = changes | changed("learning_rate", factor, config)
+            settings = full_settings(options, settings, times=larger.get("bytes", 1))
+            value = settings.get("learning_rate", config.learning_rate)
+            points.append({"what": what, "value": value, "factor": factor, "options": settings})
+    return points
+
+
+def full_settings(
+    options: Options, changes: dict[str, object], times: float = 1
+) -> dict[str, object]:
+    """The options of a run: the `changes`, and the steps in which it sees its share of text, or
+    so many `times` as much."""
     settings = {"data": options.data} | changes
-    steps = steps_for_bytes(options.version, options.bytes, settings)
+    steps = steps_for_bytes(options.version, options.bytes * times, settings)
     return settings | {"steps": steps, "evaluate_every": steps}
 
 
@@ -257,6 +293,8 @@ def report(results: dict) -> str:
     tables = "\n\n".join(table(what, of[what]) for what in whats)
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
     says = "Diverged: a loss that is no number, or is above an untrained model's in the last steps."
+    if any("bytes" in LARGER.get(what, {}) for what in whats):
+        says = f"Ten times the steps see ten times the text. {says}"
     depends = f"{what_it_depends_on(results, runs)} {says}"
     return "\n\n".join([findings, depends, fold("The tables", tables)])
 

@@ -67,7 +67,8 @@ class Reader:
     def logits(self, token: int, t: int) -> Tensor:
         """The logits (V,) of what follows a `token` at place `t`."""
         if t >= len(self.cos):
-            self.cos, self.sin = (turn.numpy() for turn in self.model.position(0, 2 * t))
+            turn = self.model.position(0, 2 * t)  # (T, H, D); heads are alike
+            self.cos, self.sin = (each[:, 0].numpy() for each in turn)
         x = self.embedding[token]
         for block in self.blocks:
             x = block(x, t, self.cos[t], self.sin[t])

@@ -29,7 +29,7 @@ class RootMeanSquare(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, eps: float) -> Tensor:
         """(..., C), (C,) -> (..., C)."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = (length.square() / x.shape[-1] + eps).rsqrt()  # (..., 1)
+        r = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, r, w)
         return (x * r).mul_(w)
 
@@ -38,10 +38,10 @@ class RootMeanSquare(torch.autograd.Function):
         """(..., C) -> (..., C), (C,): of x it is r (w grad - x mean(x w grad) r^2)."""
         x, r, w = ctx.saved_tensors
         grad = grad * r
-        products = grad * x
-        mean = (products @ w / x.shape[-1]).unsqueeze(-1)  # (..., 1)
-        grad_w = products.flatten(0, -2).sum(0)
-        return grad.mul_(w).addcmul_(x, mean * r.square(), value=-1), grad_w, None
+        products = (grad * x).flatten(0, -2)  # (N, C)
+        share = (products @ w).view_as(r).mul_(r).mul_(r)  # (..., 1)
+        grad = grad.mul_(w).addcmul_(x, share, value=-1 / x.shape[-1])
+        return grad, products.sum(0), None
 
 
 class CrossEntropy(torch.autograd.Function):

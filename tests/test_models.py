@@ -61,25 +61,31 @@ def test_v1_reads_no_further_than_its_positions():
 def test_rotary_scores_depend_on_distance_only(shift, seed):
     torch.manual_seed(seed)
     position = v4.Position(small_config(v4)).double()
-    q, k = torch.randn(2, 1, 1, 12, 8, dtype=torch.float64)
+    q, k = torch.randn(2, 1, 12, 1, 8, dtype=torch.float64)
     here, there = position(0, 12), position(shift, 12)
-    scores = v4.rotate(q, here) @ v4.rotate(k, here).mT
-    close(scores, v4.rotate(q, there) @ v4.rotate(k, there).mT, 1e-4)
+
+    def scores(q, k, turn):
+        q, k = (v4.rotate(x, turn).transpose(1, 2) for x in (q, k))
+        return q @ k.mT  # (1, 1, 12, 12)
+
+    close(scores(q, k, here), scores(q, k, there), 1e-4)
     close(v4.rotate(q, there).norm(dim=-1), q.norm(dim=-1))
-    same = q[:, :, :1].expand(1, 1, 12, 8)  # one vector at all positions
-    toeplitz = (v4.rotate(same, here) @ v4.rotate(same, here).mT)[0, 0]
+    same = q[:, :1].expand(1, 12, 1, 8)  # one vector at all positions
+    toeplitz = scores(same, same, here)[0, 0]
     for distance in range(12):
         assert toeplitz.diagonal(-distance).std(correction=0) < 1e-5
 
 
 def test_rotary_positions_are_complex_multiplication():
-    x = torch.randn(2, 3, 10, 8)
+    config = small_config(v4)
+    x = torch.randn(2, config.n_heads, 10, 8)
     frequencies = 10_000.0 ** (-torch.arange(4) / 4)
     turned = torch.complex(x[..., :4], x[..., 4:])
     turned = turned * torch.exp(1j * torch.arange(10)[:, None] * frequencies)
     expected = torch.cat((turned.real, turned.imag), dim=-1)
     close(v2.Position(small_config(v2)).rotate(x), expected)
-    close(v4.rotate(x, v4.Position(small_config(v4))(0, 10)), expected)
+    turned = v4.rotate(x.transpose(1, 2), v4.Position(config)(0, 10))  # (B, T, H, D)
+    close(turned.transpose(1, 2), expected)
 
 
 def test_alibis_published_slopes():
