@@ -274,7 +274,10 @@ def report(kept: dict, steps: int) -> str:
         of = f"{kept['written']['tokens']:,} tokens at context {kept['written']['context']:,}"
         table.append(line(f"tokens written a second ({of})", speed_of))
     text, seeds = kept["text"], len(rows[NANOGPT]["equal"])
-    shape = ", ".join(f"{name} {value}" for name, value in NANOGPT_SHAPE.items())
+    shape, rates = (
+        ", ".join(f"{name} {value}" for name, value in options.items())
+        for options in (NANOGPT_SHAPE, RATES)
+    )
     return (
         f"{markdown(table)}\n\n[nanoGPT](https://github.com/karpathy/nanoGPT) with the "
         f"configuration that its README gives for a CPU ({shape}), {steps:,} steps; mean ± "
@@ -282,5 +285,6 @@ def report(kept: dict, steps: int) -> str:
         f"({text['val_bytes']:,} bytes, sha256 {text['sha256'][:12]}), all of it. Seconds are "
         f"steps × the median seconds of a step ({kept['step_turns']} turns, the trainers "
         "alternating in one process), and for v4 the making of its tokenizer. v4's rate ends at "
-        f"zero, so each number of steps is complete runs; those tried are {GRID - 1:.0%} apart."
+        f"zero, so each number of steps is complete runs; those tried are {GRID - 1:.0%} apart. "
+        f"Its rates by characters ({rates}) were chosen on `pydocs`."
     )

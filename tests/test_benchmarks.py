@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+import torch
 import toy
 from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
@@ -198,6 +199,23 @@ def test_a_sweep_runs_what_experiments_share_once(
     assert (elsewhere / "results" / "sweep-v0" / "sweep.png").stat().st_size > 1000
 
 
+def test_larger_is_ten_times_as_long_and_as_large(corpus_file):
+    v4 = load_version("v4_modern")
+    options = sweep.Options(larger=True, bytes=200_000, data=str(corpus_file))
+    sizes = {}
+    for point in sweep.plan_larger(options):
+        config = v4.Config(**point["options"])
+        assert config.learning_rate == pytest.approx(v4.Config.learning_rate * point["factor"])
+        rates = config.learning_rate, config.muon_learning_rate
+        assert rates[1] / rates[0] == pytest.approx(1.5)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in v4.LanguageModel(config).parameters())
+        sizes.setdefault(point["what"], set()).add((config.steps, size))
+    [(steps, size)], [(more_steps, same)], [(same_steps, larger)] = sizes.values()
+    assert more_steps == pytest.approx(10 * steps, rel=0.05) and same == size
+    assert larger == pytest.approx(10 * size, rel=0.1) and same_steps == steps
+
+
 @pytest.mark.parametrize(
     "module, arguments, said",
     [
@@ -211,6 +229,8 @@ def test_a_sweep_runs_what_experiments_share_once(
         (sweep, "--version v9", "v4_modern"),
         (sweep, "--ablate --what colour", "learned_positions"),
         (sweep, "--ablate --version v2", "v4_modern alone"),
+        (sweep, "--larger --version v2", "v4_modern"),
+        (sweep, "--larger --what vocab_size", "without"),
         (sweep, "--bytes 0", "--bytes"),
         (report, "--results nowhere", "results.json"),
     ],
@@ -239,7 +259,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    others = {"tokenizers", "scale", "faults", "training", "ablate-v4"}
+    others = {"tokenizers", "scale", "faults", "training", "ablate-v4", "larger-v4"}
     assert {name for name, _ in BLOCKS} == compared | others
 
 

@@ -12,7 +12,7 @@ Expect about 1.65 bits per byte on `pydocs`, in two minutes on two CPU cores.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
@@ -537,13 +537,13 @@ NEWTON_SCHULZ = (
 )
 
 
-def orthogonalize(x: Tensor, steps: Iterable[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
+def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
     """Matrices (N, rows, columns) with their singular values moved to about 1: 0.56 to 1.44 if they
     are above 0.006, where the squares of all add up to 1.
 
     Newton-Schulz iteration, each step with the polynomial that leaves the least (Amsel et al. 2025,
-    section 3): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
-    which is smaller than x: they are multiplied first.
+    section 4): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
+    which is smaller than x: they are multiplied first (appendix F).
     """
 
     def p(g: Tensor, a: float, b: float, c: float) -> Tensor:
