@@ -70,7 +70,7 @@ class Config:
     steps: int = 1250  # optimizer steps
     batch_size: int = 8  # windows of text at a time, of all processes together
     accumulation_steps: int = 1  # batches whose gradients make one step
-    learning_rate: float = 0.02  # of AdamW (embedding, head, gains), at its highest in 1000 steps
+    learning_rate: float = 0.02  # of AdamW (embedding, head, gains); the highest of a 1000-step run
     muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
     weight_decay: float = 0.2  # share of the weights lost a step, times the rate
     warmup_steps: int = 0  # steps in which the rate rises to its highest
