@@ -149,8 +149,9 @@ def draw_sweep(rows: list[dict]) -> Figure:
             top = axes.get_xaxis_transform()  # at this height, whatever the scale
             axes.plot(diverged, [0.97] * len(diverged), "rX", transform=top, label="diverged")
             axes.legend(loc="lower right")
-        axes.set_xscale("log", base=10 if what.startswith("learning") else 2)
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xscale("log")
+        axes.set_xticks([row["value"] for row in of], [f"{row['value']:g}" for row in of])
+        axes.minorticks_off()
         axes.set(xlabel=what.replace("_", " "))
     panels[0].set(ylabel="bits per byte")
     return figure
