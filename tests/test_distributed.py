@@ -1,5 +1,6 @@
 """Several processes train as one does, and end as one does; and a GPU is not made to wait."""
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY), number)
             sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8") for number in (1, 2))
+            faulthandler.dump_traceback_later(50, file=sys.stderr)  # says where it hangs
             environment |= {"RANK": rank, "LOCAL_RANK": rank}
             os.environ |= {name: str(value) for name, value in environment.items()}
             work(rank)
