@@ -553,7 +553,7 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
 
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1
     g = x @ x.mT
     product = factor = p(g, *steps[0])
     for step in steps[1:]:
