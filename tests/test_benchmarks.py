@@ -307,7 +307,8 @@ def test_every_file_and_option_of_the_readme_exists():
     options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
-    others = [module.Options for module in (compare, sweep, report, encode, training)]
+    programs = (compare, sweep, report, encode, training, tokenizers)
+    others = [program.Options for program in programs]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= options
