@@ -172,7 +172,7 @@ class PairRanks:
         left, right = np.array(pairs, np.int64).reshape(-1, 2).T
         keys, places = self.keys_and_places(left, right)
         self.keys = np.full(1 << self.bits, -1)
-        self.ranks = np.full(1 << self.bits, self.none, np.int32)
+        self.ranks = np.full(1 << self.bits, self.none)
         self.keys[places[::-1]], self.ranks[places[::-1]] = keys[::-1], np.arange(self.none)[::-1]
         others = np.flatnonzero(self.keys[places] != keys)
         self.shared = np.zeros(1 << self.bits, bool)
@@ -183,15 +183,20 @@ class PairRanks:
 
     def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A number for each pair, and where the table has it: the highest bits of a product."""
-        keys = left.astype(np.int64) << 32 | right
-        mixed = (keys ^ keys >> 29).view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-        return keys, (mixed >> np.uint64(64 - self.bits)).view(np.int64)
+        keys = left << 32
+        keys |= right
+        mixed = keys.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+        mixed >>= np.uint64(64 - self.bits)
+        return keys, mixed.view(np.int64)
 
     def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The rank of each pair, (...) int32."""
+        """The rank of each pair of tokens (N,) int64, (N,) int64."""
+        # mode="clip" only because it is fast: no place is outside.
         keys, places = self.keys_and_places(left, right)
-        ranks = np.where(self.keys.take(places) == keys, self.ranks.take(places), self.none)
-        again = np.nonzero((ranks == self.none) & self.shared.take(places))
+        ranks = self.ranks.take(places, mode="clip")
+        missed = np.flatnonzero(self.keys.take(places, mode="clip") != keys)
+        ranks[missed] = self.none
+        again = missed[self.shared.take(places[missed], mode="clip")]
         at = self.other_keys.searchsorted(keys[again])
         found = self.other_keys[at] == keys[again]
         ranks[again] = np.where(found, self.other_ranks[at], self.none)

@@ -16,9 +16,9 @@ spelled. The cut is the regular expression's, found from the kinds of neighbouri
     's        . . . x . . . . . . . .    4. an apostrophe keeps its s, t, m, d, ll, ve or re.
     words     It  's  ␣two    ␣ ␣42
 
-Rules 1 to 3 ask for three kinds: of the character before, of itself, of the one after. There are
-6 * 6 * 6 = 216 such cases, so the case of every byte is a byte, and one `bytes.translate` says for
-all of a text where words begin.
+Rules 1 to 3 ask for three kinds: of the character before, of itself, of the one after. So a few
+comparisons of arrays of bytes, each with itself moved by one, say for all of a text where words
+begin.
 
 Numbers are looked up in tables of machine words: a spelling of up to 7 bytes and its length are one
 of them, of up to 15 two, and comparing those is comparing the spelling, so that a number is never
@@ -35,17 +35,16 @@ import regex
 from shared.corpora import well_formed
 from shared.files import UserError
 
-KINDS = OTHER, LETTER, NUMBER, WHITE, SPACE, END = range(6)  # WHITE: any blank but the space
-VISIBLE, BLANK = (OTHER, LETTER, NUMBER), (WHITE, SPACE)
-BLOCK = 1 << 17  # bytes worked on at a time: what numpy makes of them stays in the cache
+OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
+BLOCK = 1 << 18  # bytes worked on at a time: what numpy makes of them stays in the cache
 FIRST_BLOCK = 1 << 13  # of a text: all its words are new, and then hardly any
 SLOTS = 1 << 17  # places of a table
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # whose ids are laid at a time
-PLACE = (1 << 32) - 1  # where the id of a special token comes
 PIECE = 1 << 20  # bytes of a text that is worked on in pieces
 LONGEST_WORD = 1 << 20  # bytes; what goes on for longer is no text
-KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")  # the number of the group is the kind
+KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")
+OF_GROUP = {1: LETTER, 2: NUMBER, 3: WHITE}
 # Where a word ends whatever may stand before or after.
 SAFE = regex.compile(
     r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})|(?<=[^\s\p{L}\p{N}])(?=[\s\p{N}])"
@@ -55,27 +54,17 @@ SAFE = regex.compile(
 def kind_of(character: str) -> int:
     """The kind of a character, as `regex` has it."""
     found = KIND.match(character)
-    return SPACE if character == " " else found.lastindex if found else OTHER
-
-
-def begins_word(before: int, kind: int, after: int) -> bool:
-    """Whether a word begins at a character, by its kind and its neighbours' (rules 1 to 3)."""
-    if kind == END or before == END:
-        return kind != END
-    if kind in BLANK:
-        return before not in BLANK or after in VISIBLE
-    return before != kind and before != SPACE
+    return SPACE if character == " " else OF_GROUP[found.lastindex] if found else OTHER
 
 
 KIND_OF_BYTE = bytes(kind_of(chr(byte)) for byte in range(128)) + bytes(128)
-CASES = bytes(begins_word(a, b, c) for a in KINDS for b in KINDS for c in KINDS).ljust(256, b"\0")
-NOTHING = np.zeros((0, 2), np.int64)
+NOTHING, NO_SPECIAL = np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64)
 UNKNOWN = 255
 kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so far
 
 
-def word_starts(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
-    """Where the words of UTF-8 `data` begin, (N,).
+def word_bounds(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
+    """Where the N words of UTF-8 `data` begin, and where the last one ends, (N + 1,).
 
     What stands at `fixed`, (M, 2) starts and ends, is a word each, whatever is in it; the text
     before it ends there.
@@ -85,17 +74,16 @@ def word_starts(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
     of_data[:] = np.frombuffer(data.translate(KIND_OF_BYTE), np.uint8)
     wide = () if data.isascii() else wide_characters(data, of_data)
     starts, lengths = fixed[:, 0], fixed[:, 1] - fixed[:, 0]
-    before = np.cumsum(lengths) - lengths
-    of_data[np.repeat(starts - before, lengths) + np.arange(lengths.sum())] = END
-    cases = kinds[:-3] * np.uint8(36)
-    cases += of_data * np.uint8(6)
-    cases += kinds[2:-1]
-    begins = np.frombuffer(bytearray(cases.tobytes().translate(CASES)), bool)
+    others = np.cumsum(lengths) - lengths
+    of_data[np.repeat(starts - others, lengths) + np.arange(lengths.sum())] = END
+    before, kind, after = kinds[:-2], kinds[1:-1], kinds[2:]
+    begins = (kind != before) & (before != SPACE) & (kind < END)
+    begins |= (kind > END) & ((before <= END) | (after < END))
     if len(wide):  # of a blank of several bytes, the last one was found to be before visible text
         first, last = wide
         begins[first] |= begins[last]
         begins[last] = False
-    begins[starts] = True
+    begins[starts] = begins[-1] = True
     if b"'" in data:
         keep_contractions(data, kinds[1:], begins)
     return np.flatnonzero(begins)
@@ -132,43 +120,49 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
 def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> None:
     """Mend `begins` where a word begins with an apostrophe and one of s, t, m, d, ll, ve, re.
 
-    `kinds` has two more at its end.
+    `begins` has one more than `data` at its end, `kinds` two.
     """
     byte = np.frombuffer(data + bytes(2), np.uint8)
-    at = np.flatnonzero((byte[:-2] == ord("'")) & begins & (kinds[:-2] == OTHER))
-    at = at[kinds[at + 1] == LETTER]  # what is fixed is no letter
+    at = np.flatnonzero(byte == ord("'"))
+    at = at[begins[at] & (kinds[at] == OTHER) & (kinds[at + 1] == LETTER)]  # fixed: neither
     one, two = byte[at + 1], byte[at + 2]
     short = at[(one == ord("s")) | (one == ord("t")) | (one == ord("m")) | (one == ord("d"))]
     pairs = ((one == a) & (two == b) for a, b in (b"ll", b"ve", b"re"))
     long = at[np.logical_or.reduce(list(pairs)) & (kinds[at + 2] == LETTER)]
     begins[short + 1] = begins[long + 1] = False
-    ends = np.concatenate((short + 2, long + 3))
-    begins[ends[ends < len(data)]] = True
+    begins[short + 2] = begins[long + 3] = True
 
 
-def find_special(data: bytes, special_tokens: Sequence[bytes]) -> list[tuple[int, int, int]]:
-    """Where special tokens start and end in `data`, and which they are; where two overlap, the
-    first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
-    found, kept, end = [], [], 0
+def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
+    """Where special tokens start and end in `data`, and which they are, (M, 3); where two overlap,
+    the first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
+    found = []
     for number, token in enumerate(special_tokens):
-        start = data.find(token)
+        starts, start = [], data.find(token)
         while start >= 0:
-            found.append((start, -len(token), number))
+            starts.append(start)
             start = data.find(token, start + 1)
-    for start, minus_length, number in sorted(found):
-        if start >= end:
-            end = start - minus_length
-            kept.append((start, end, number))
-    return kept
+        if starts:
+            start = np.array(starts)
+            found.append(np.stack((start, start + len(token), np.full_like(start, number)), 1))
+    if not found:
+        return NO_SPECIAL
+    found = np.concatenate(found)
+    found = found[np.lexsort((-found[:, 1], found[:, 0]))]
+    if (found[1:, 0] < found[:-1, 1]).any():
+        kept, end = [], 0
+        for i, (start, its_end, _) in enumerate(found.tolist()):
+            if start >= end:
+                kept.append(i)
+                end = its_end
+        found = found[kept]
+    return found
 
 
-def spans(found: list[tuple[int, int, int]]) -> np.ndarray:
-    """Where special tokens start and end, (M, 2)."""
-    return np.array(found, np.int64).reshape(-1, 3)[:, :2]
-
-
-def utf8(text: str) -> bytes:
-    """The UTF-8 of `text`; a lone surrogate counts as U+FFFD."""
+def utf8(text: str | bytes) -> bytes:
+    """The UTF-8 of `text`, which may be that already; a lone surrogate counts as U+FFFD."""
+    if isinstance(text, bytes):
+        return text
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
@@ -202,8 +196,8 @@ def character_start(data: bytes, at: int) -> int:
     return at
 
 
-def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Iterator[str]:
-    """The `texts` joined and cut anew, into pieces of about PIECE bytes that end where words end,
+def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Iterator[bytes]:
+    """The `texts` joined and cut anew, into UTF-8 of about PIECE bytes that ends where words end,
     and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
@@ -213,16 +207,21 @@ def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Ite
         if len(rest) < enough:
             continue
         data = bytes(rest)
-        specials = spans(find_special(data, special_tokens))
+        specials = find_special(data, special_tokens)[:, :2]
         cut = safe_cut(data, 0, len(data) - longest, specials)  # one may yet be coming
         if not cut and len(data) > LONGEST_WORD + PIECE:
             raise UserError(
                 f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: no text"
             )
-        yield data[:cut].decode("utf-8", "surrogatepass")
+        yield without_surrogates(data[:cut])
         del rest[:cut]
         enough, done = len(rest) + PIECE, done + cut
-    yield rest.decode("utf-8", "surrogatepass")
+    yield without_surrogates(bytes(rest))
+
+
+def without_surrogates(data: bytes) -> bytes:
+    """UTF-8 of a text that was encoded with "surrogatepass"."""
+    return utf8(data.decode("utf-8", "surrogatepass")) if b"\xed" in data else data
 
 
 class WordNumbers:
@@ -254,20 +253,24 @@ class WordNumbers:
 
     def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
         """`numbers` of a short text."""
-        starts = word_starts(block, fixed)
-        lengths = np.diff(starts, append=len(block))
-        sizes = lengths.view(np.uint64)
+        bounds = word_bounds(block, fixed)
+        starts, lengths = bounds[:-1], np.diff(bounds)
         padded = np.frombuffer(block + bytes(16), np.uint8)
         eights = np.ndarray(len(block) + 9, "<u8", padded, strides=(1,))  # one from every byte on
-        first = eights.take(starts) << 64 - 8 * np.minimum(sizes, 8)
+        eights = eights.copy()  # or each `take` would
+        sizes = np.minimum(lengths, 8).view(np.uint64)
+        first = eights.take(starts)
+        first <<= 64 - 8 * sizes
         key = first | sizes  # of up to 7 bytes, the lowest is free for their number
         numbers, hit = self.short.look_up(key)
         hit &= lengths < 8
-        where = starts.searchsorted(fixed[:, 0])
-        hit[where], numbers[where] = True, -1
+        if len(fixed):
+            where = starts.searchsorted(fixed[:, 0])
+            hit[where], numbers[where] = True, -1
         missed = np.flatnonzero(~hit)
         if len(missed):
-            starts, lengths, sizes, first = (x[missed] for x in (starts, lengths, sizes, first))
+            starts, lengths, first = (x[missed] for x in (starts, lengths, first))
+            sizes = lengths.view(np.uint64)
             second = eights.take(starts + 8, mode="clip") << 128 - 8 * np.clip(sizes, 8, 16)
             second |= sizes
             found, hit = self.middle.look_up(first, second)
@@ -338,12 +341,12 @@ class WordCounts:
         self.special_tokens = [token.encode("utf-8") for token in special_tokens]
         self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
 
-    def add(self, texts: Iterable[str]) -> None:
+    def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, each for itself."""
         parts = []
         for data in map(utf8, texts):
             found = find_special(data, self.special_tokens)
-            cuts = [0, *(at for start, end, _ in found for at in (start, end)), len(data)]
+            cuts = [0, *found[:, :2].ravel().tolist(), len(data)]
             parts += [data[i:j] for i, j in zip(cuts[::2], cuts[1::2]) if i < j]
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
         between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
@@ -367,33 +370,30 @@ class WordIds:
     ) -> None:
         self.merge, self.special_tokens = merge, special_tokens
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
-        self.special_ids = np.array(list(special_tokens.values()), np.uint32)
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew. Row 0 keeps a place for a special token; word 0 is row 1, and so on."""
+        """Begin anew. The first rows are of the special tokens, then one of each word."""
         self.numbers, self.rows = WordNumbers(), Rows()
-        self.rows.append(np.array([PLACE]), np.array([1]))
+        ids = np.array(list(self.special_tokens.values()), np.uint32)
+        self.rows.append(ids, np.ones_like(ids, np.int64))
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of `text`, (N,) uint32."""
-        return self.encode_utf8(utf8(text))
-
-    def encode_utf8(self, data: bytes) -> np.ndarray:
-        """`encode` of a text that is UTF-8 already."""
+        data = utf8(text)
         specials = find_special(data, self.special_bytes)
-        rows = self.numbers.numbers(data, spans(specials)) + 1
-        new = self.numbers.words[self.rows.count - 1 :]
-        if new:
-            self.rows.append(*self.merge(new))
+        numbers = self.numbers.numbers(data, specials[:, :2])
+        new = self.numbers.words[self.rows.count - len(self.special_bytes) :]
+        for i in range(0, len(new), MANY_WORDS):  # as much as fits into the cache
+            self.rows.append(*self.merge(new[i : i + MANY_WORDS]))
+        rows = numbers + len(self.special_bytes)
+        rows[np.flatnonzero(numbers < 0)] = specials[:, 2]
         laid = [np.zeros(0, np.uint32)]
-        for i in range(0, len(rows), MANY_WORDS):  # as much as fits into the cache
+        for i in range(0, len(rows), MANY_WORDS):
             laid.append(self.rows.lay(rows[i : i + MANY_WORDS]))
-        ids = np.concatenate(laid)
-        ids[ids == PLACE] = self.special_ids[[number for _, _, number in specials]]
         if len(self.numbers.words) > MOST_WORDS:
             self.forget()
-        return ids
+        return np.concatenate(laid)
 
 
 class Rows:
@@ -401,12 +401,14 @@ class Rows:
 
     def __init__(self) -> None:
         self.count, self.used = 0, 0
-        self.ids = np.zeros(1, np.uint32)
+        self.ids, self.firsts = np.zeros((2, 1), np.uint32)
         self.starts, self.lengths = np.zeros((2, 1), np.int64)
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Add rows of `lengths` (N,), whose ids (sum of lengths,) follow each other."""
-        starts = self.used + np.cumsum(lengths) - lengths
+        starts = np.cumsum(lengths) - lengths
+        self.firsts = extended(self.firsts, self.count, ids[starts])
+        starts += self.used
         self.ids = extended(self.ids, self.used, ids)
         self.starts = extended(self.starts, self.count, starts)
         self.lengths = extended(self.lengths, self.count, lengths)
@@ -415,16 +417,16 @@ class Rows:
     def lay(self, numbers: np.ndarray) -> np.ndarray:
         """The ids of the rows of these `numbers` (N,), one row after the other. Most have one id,
         so that is laid for all, and what follows for the others."""
-        lengths, sources = self.lengths.take(numbers), self.starts.take(numbers)
+        lengths = self.lengths.take(numbers)
         starts = np.cumsum(lengths)
         ids = np.empty(starts[-1] if len(starts) else 0, np.uint32)
         starts -= lengths
-        ids[starts] = self.ids.take(sources)
+        ids[starts] = self.firsts.take(numbers)
         longer = np.flatnonzero(lengths > 1)
-        lengths = lengths[longer] - 1
-        begins = np.cumsum(lengths) - lengths
-        targets = np.repeat(starts[longer] + 1 - begins, lengths) + np.arange(lengths.sum())
-        ids[targets] = self.ids.take(targets + np.repeat((sources - starts)[longer], lengths))
+        more = lengths[longer] - 1
+        step = np.arange(1, more.sum() + 1) - np.repeat(np.cumsum(more) - more, more)  # 1, 2, ...
+        targets = np.repeat(starts[longer], more) + step
+        ids[targets] = self.ids.take(np.repeat(self.starts[numbers[longer]], more) + step)
         return ids
 
 

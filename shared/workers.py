@@ -26,13 +26,13 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 from shared.files import UserError
-from shared.words import PIECE, WordCounts, WordIds, utf8
+from shared.words import PIECE, WordCounts, WordIds
 
 WORTH_IT = 8  # pieces of text from which on other processes save more time than they take to start
 
 
 def count_words(
-    texts: Iterable[str], special_tokens: Iterable[str], workers: int = 0
+    texts: Iterable[str | bytes], special_tokens: Iterable[str], workers: int = 0
 ) -> tuple[list[bytes], list[int]]:
     """The different words of `texts`, each for itself, and how often each occurs.
 
@@ -57,7 +57,9 @@ def count_words(
     return list(total), list(total.values())
 
 
-def encode_texts(texts: Iterable[str], words: WordIds, workers: int = 0) -> Iterator[np.ndarray]:
+def encode_texts(
+    texts: Iterable[str | bytes], words: WordIds, workers: int = 0
+) -> Iterator[np.ndarray]:
     """The ids of each of the `texts`, (N,) uint32, in order.
 
     Many are shared among `workers` processes; 0: one a core. The ids do not depend on that.
@@ -68,7 +70,7 @@ def encode_texts(texts: Iterable[str], words: WordIds, workers: int = 0) -> Iter
         yield from map(words.encode, texts)
         return
     with Crew(workers, encode, words.special_tokens, merge=words.merge) as crew:
-        yield from crew.in_order(map(utf8, texts))
+        yield from crew.in_order(texts)
 
 
 def enough_for(workers: int, pieces: Iterable[Any]) -> tuple[Iterator[Any], int]:
@@ -85,8 +87,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The `texts`, so many at a time that they are about PIECE characters."""
+def batches(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+    """The `texts`, so many at a time that they are about PIECE characters or bytes."""
     batch, size = [], 0
     for text in texts:
         batch.append(text)
@@ -109,8 +111,9 @@ class Crew:
     ) -> None:
         self.merge, self.idle = merge, SimpleQueue()
         command = [sys.executable, str(Path(__file__).resolve())]
+        one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more take time to start
         self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=one_thread)
             for _ in range(workers)
         ]
         for process in self.processes:
@@ -168,7 +171,7 @@ def count(special_tokens: Iterable[str], ask: Callable) -> Callable:
     """Count words; for no texts, tell the counts."""
     counts = WordCounts(special_tokens)
 
-    def job(texts: list[str] | None) -> tuple[list[bytes], list[int]] | None:
+    def job(texts: list[str | bytes] | None) -> tuple[list[bytes], list[int]] | None:
         if texts is None:
             return counts.numbers.words, counts.counts.tolist()
         counts.add(texts)
@@ -178,7 +181,7 @@ def count(special_tokens: Iterable[str], ask: Callable) -> Callable:
 
 def encode(special_tokens: dict[str, int], ask: Callable) -> Callable:
     """Encode a text."""
-    return WordIds(ask, special_tokens).encode_utf8
+    return WordIds(ask, special_tokens).encode
 
 
 def work() -> None:

@@ -130,7 +130,7 @@ class Tokenizer:
     @no_garbage_collection()
     def train(
         cls,
-        texts: Iterable[str],
+        texts: Iterable[str | bytes],
         vocab_size: int,
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         workers: int = 0,
@@ -211,7 +211,7 @@ class Tokenizer:
             ids[at], ids[second], pairs[second] = token, none, no_rank << 32
             after[at], before[third] = third, at
             left, right = np.append(first, at), np.append(at, third)
-            pairs[left] = self.ranks.look_up(ids[left], ids[right]).astype(np.int64) << 32 | left
+            pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
         is_token = ids != none
         return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
 
