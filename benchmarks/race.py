@@ -34,6 +34,7 @@ from shared.files import UserError
 
 NANOGPT, SUBWORDS, CHARACTERS = "nanoGPT", "v4", "v4, characters"
 OURS = (SUBWORDS, CHARACTERS)
+UNCOMPILED = "nanoGPT, not compiled"
 # v4 in nanoGPT's hidden shape: SwiGLU's three matrices are as large as nanoGPT's two of 4 x 128.
 # A vocabulary of the bytes and <|endoftext|> leaves no merges.
 AS_NANOGPT = {"vocab_size": 257, "context_length": 64, "batch_size": 12, "n_layers": 4}
@@ -117,6 +118,22 @@ class Race:
             self.kept["step_seconds"] = interleave(work, STEP_TURNS, "steps in turn")
             self.keep()
 
+    def measure_compiled_steps(self) -> None:
+        """The same of compiled models, and of nanoGPT's that is not; nothing without a compiler."""
+        if "compiled_step_seconds" not in self.kept:
+            trainers = {who: self.trainer(who, 0, self.steps) for who in (NANOGPT, *OURS)}
+            for trainer in trainers.values():
+                trainer.model.compile()
+            trainers[UNCOMPILED] = self.trainer(NANOGPT, 0, self.steps)
+            work = {who: trainer.train_step for who, trainer in trainers.items()}
+            try:
+                seconds = interleave(work, STEP_TURNS, "compiled steps in turn")
+            except torch._dynamo.exc.TorchDynamoException as error:
+                print_text(f"compiled steps were not timed ({type(error).__name__}): no compiler?")
+                return
+            self.kept["compiled_step_seconds"] = seconds
+            self.keep()
+
     def measure_writing(self) -> None:
         """Tokens a second of nanoGPT's own `generate` and of v4's cache."""
         if "written_a_second" not in self.kept:
@@ -154,6 +171,7 @@ class Race:
         """All measurements that are not kept yet."""
         self.keep()
         self.measure_steps()
+        self.measure_compiled_steps()
         self.measure_writing()
         target = bits_of(self.runs_of(NANOGPT, self.steps))
         for who in OURS:
@@ -164,7 +182,8 @@ class Race:
 
 def race(folder: str, text: str, steps: int, seeds: int, kept: dict, keep: Callable) -> None:
     """Train nanoGPT from the clone in `folder` and v4 on `text`, and put all that is measured into
-    `kept`: `text`, `tokenizers`, `parameters`, `step_seconds`, `written_a_second`, `runs`."""
+    `kept`: `text`, `tokenizers`, `parameters`, `step_seconds`, `compiled_step_seconds`,
+    `written_a_second`, `runs`."""
     Race(load_nanogpt(folder), text, steps, seeds, kept, keep).run()
 
 
@@ -270,6 +289,13 @@ def report(kept: dict, steps: int) -> str:
         line("steps in nanoGPT's seconds", lambda who: f"{rows[who]['equal_steps']:,}"),
         line("**bits per byte in nanoGPT's seconds**", lambda who: tell_bits(rows[who]["equal"])),
     ]
+    if compiled := kept.get("compiled_step_seconds"):
+        plain, theirs = compiled[UNCOMPILED], compiled[NANOGPT]
+        table += [
+            line("milliseconds a compiled step", lambda who: f"{1000 * compiled[who]:.1f}"),
+            line("the same, times nanoGPT's not compiled", lambda w: f"{compiled[w] / plain:.2f}"),
+            line("the same, times nanoGPT's compiled", lambda w: f"{compiled[w] / theirs:.2f}"),
+        ]
     if written:
         of = f"{kept['written']['tokens']:,} tokens at context {kept['written']['context']:,}"
         table.append(line(f"tokens written a second ({of})", speed_of))

@@ -52,6 +52,12 @@ RACE = {
     "parameters": {race.NANOGPT: 800, race.SUBWORDS: 1300, race.CHARACTERS: 900},
     "step_turns": 100,
     "step_seconds": {race.NANOGPT: 0.05, race.SUBWORDS: 0.1, race.CHARACTERS: 0.08},
+    "compiled_step_seconds": {
+        race.NANOGPT: 0.04,
+        race.SUBWORDS: 0.08,
+        race.CHARACTERS: 0.06,
+        race.UNCOMPILED: 0.05,
+    },
     "written_a_second": {race.NANOGPT: 100.0, race.CHARACTERS: 550.0},
     "written": {"tokens": 500, "context": 256},
     "runs": [
@@ -102,6 +108,8 @@ def test_the_race_by_hand():
     assert "| **share of nanoGPT's seconds** | **1.000** | **0.600** | not reached |" in text
     assert "seconds** | 2.500 ± 0.707 | 1.500 ± 0.707 | diverged, 1 of 2 |" in text
     assert "| their bits per byte | 2.500 ± 0.707 | 2.450 ± 0.071 | not reached |" in text
+    assert "| the same, times nanoGPT's not compiled | 0.80 | 1.60 | 1.20 |" in text
+    assert "| the same, times nanoGPT's compiled | 1.00 | 2.00 | 1.50 |" in text
     assert "| 100 |  | 550 (5.5 times) |" in text and "2 seeds" in text
 
 
@@ -308,6 +316,7 @@ def quick(monkeypatch, tmp_path, corpus_file):
     )
     for name, value in {"STEP_TURNS": 2, "WRITTEN": 3, "TOKENIZER_TURNS": 1, "LOOKS": 2}.items():
         monkeypatch.setattr(race, name, value)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: None)  # takes half a minute
     monkeypatch.setattr(training, "ROOT", tmp_path)
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
@@ -325,6 +334,7 @@ def test_the_command_trains_goes_on_and_is_not_run_twice(
     assert str(tmp_path.parent) not in json.dumps(results)  # no path of this machine
     taken = results["nanogpt"]["runs"]
     assert {run["who"] for run in taken} == {race.NANOGPT, *race.OURS}
+    assert len(results["nanogpt"]["compiled_step_seconds"]) == 4
     assert len({(run["who"], run["steps"], run["seed"]) for run in taken}) == len(taken)
     assert "nanoGPT, seed 1: 6 steps, " in out and "**share of nanoGPT's seconds**" in out
     table = (tmp_path / "results" / "training" / "table.md").read_text(encoding="utf-8")

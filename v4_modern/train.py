@@ -588,14 +588,13 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes[p.shape].append(p)
             for (rows, columns), parameters in shapes.items():
-                for p in parameters:
-                    if not self.state[p]:
-                        self.state[p]["mean"] = torch.zeros_like(p)
-                grads = [p.grad for p in parameters]
-                means = [self.state[p]["mean"] for p in parameters]
-                torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-                ahead = torch._foreach_lerp(grads, means, group["momentum"])  # Nesterov's
-                updates = distributed.shared_out(orthogonalize, torch.stack(ahead)).unbind()
+                grads = torch.stack([p.grad for p in parameters])  # (N, rows, columns)
+                state = self.state[parameters[0]]  # of all that have its shape
+                if "means" not in state:
+                    state["means"] = torch.zeros_like(grads)
+                means = state["means"].lerp_(grads, 1 - group["momentum"])
+                ahead = grads.lerp_(means, group["momentum"])  # Nesterov's
+                updates = distributed.shared_out(orthogonalize, ahead).unbind()
                 scale = sqrt(max(1, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
