@@ -228,6 +228,7 @@ def measure(task: str, who: str, text_file: str, vocab_size: str, ours_file: str
     text, cores = Path(text_file).read_bytes().decode("utf-8"), int(os.environ["RAYON_NUM_THREADS"])
     if task == "train":
         texts = text.split(END_OF_TEXT)
+        TRAIN[who](["what is imported is no part of training"], 260, 1)
         _, taken = timed(lambda: TRAIN[who](texts, int(vocab_size), cores))
         return {"train": taken}
     encode = ENCODE[who](load_version("v4_modern").Tokenizer.load(ours_file), text, cores)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-FEW = 32  # places over which a loop is faster than numpy
+FEW = 96  # places over which a loop is faster than numpy
 Pair = tuple[int, int]
 Places = tuple[Sequence[int], int, int]  # [i:j] of a sequence
 Group = tuple[int, int, Places]  # a code, how often it occurs, and where
+Change = tuple[Pair, Pair, int]  # a pair that was, what it is now, how often
 
 
 class LinkedWords:
@@ -60,27 +61,19 @@ class LinkedWords:
             pairs[code >> 8, code & 255] = count
         return pairs
 
-    def merge(self, left: int, right: int, token: int) -> Iterator[tuple[Pair, Pair, int]]:
+    def merge(self, left: int, right: int, token: int) -> list[Change]:
         """Put `token` wherever `left` is before `right`, in each word from its beginning on.
 
-        That changes the pairs beside it: (a pair that was, what it is now, how often), ... A pair
-        that is now is new, for `token` is, and is told once.
+        That changes the pairs beside it: [(a pair that was, what it is now, how often), ...]. A
+        pair that is now is new, for `token` is, and is told once.
         """
         places, start, end = self.where.pop((left, right))
         places = places[start:end]
         merge = self.merge_few if len(places) < FEW else self.merge_many
-        for code, count, here in merge(places, left, right, token):
-            other = code >> 1
-            if code & 1:  # it is after the new token; where two of those are in a row, the second
-                was, now = (right, left if other == token else other), (token, other)
-            else:
-                was, now = (other, left), (other, token)
-            self.where[now] = here
-            yield was, now, count
+        return merge(places, left, right, token)
 
-    def merge_few(self, places: Sequence[int], left: int, right: int, token: int) -> list[Group]:
-        """`merge` one place after the other; the tokens beside, x before as 2x, y after as 2y + 1,
-        and how often and where the pairs with each begin."""
+    def merge_few(self, places: Sequence[int], left: int, right: int, token: int) -> list[Change]:
+        """`merge` one place after the other."""
         tokens, before, after, merged = self.token, self.before, self.after, []
         for place in places if isinstance(places, list) else places.tolist():
             second = after[place]
@@ -89,23 +82,26 @@ class LinkedWords:
                 after[place] = third = after[second]
                 before[third] = place
                 merged.append(place)
-        beside = defaultdict(list)
+        befores, afters = defaultdict(list), defaultdict(list)  # of each token, where pairs begin
         for place in merged:
             first = before[place]
             x, y = tokens[first], tokens[after[place]]
             if x >= 0 and x != token:
-                beside[2 * x].append(first)
+                befores[x].append(first)
             if y >= 0:
-                beside[2 * y + 1].append(place)
-        count, of_word = self.count, self.of_word
-        return [
-            (code, sum([count[of_word[place]] for place in here]), (here, 0, len(here)))
-            for code, here in beside.items()
-        ]
+                afters[y].append(place)
+        where, count, of_word, changes = self.where, self.count, self.of_word, []
+        for x, here in befores.items():
+            where[x, token] = here, 0, len(here)
+            times = sum([count[of_word[place]] for place in here])
+            changes.append(((x, left), (x, token), times))
+        for y, here in afters.items():  # where two new tokens are in a row, the second
+            where[token, y] = here, 0, len(here)
+            times = sum([count[of_word[place]] for place in here])
+            changes.append(((right, left if y == token else y), (token, y), times))
+        return changes
 
-    def merge_many(
-        self, places: Sequence[int], left: int, right: int, token: int
-    ) -> Iterator[Group]:
+    def merge_many(self, places: Sequence[int], left: int, right: int, token: int) -> list[Change]:
         """`merge_few` at all places at once."""
         tokens, before, after = self.all_token, self.all_before, self.all_after
         place = np.asarray(places)
@@ -121,10 +117,20 @@ class LinkedWords:
         first = before.take(place)
         x, y = tokens.take(first), tokens.take(third)
         has_x, has_y = (x >= 0) & (x != token), y >= 0
+        # Of what is before the new token the code is even, of what is after it odd.
         codes = np.concatenate((2 * x[has_x], 2 * y[has_y] + 1)).astype(np.int64)
         places = np.concatenate((first[has_x], place[has_y]))
         both = np.sort(codes << 32 | places)  # faster than to sort by codes alone
-        return self.groups(both >> 32, both & 0xFFFFFFFF)
+        changes = []
+        for code, count, here in self.groups(both >> 32, both & 0xFFFFFFFF):
+            other = code >> 1
+            if code & 1:
+                was, now = (right, left if other == token else other), (token, other)
+            else:
+                was, now = (other, left), (other, token)
+            self.where[now] = here
+            changes.append((was, now, count))
+        return changes
 
     def groups(self, codes: np.ndarray, places: np.ndarray) -> Iterator[Group]:
         """Of sorted `codes` (N,), each different one, how often it occurs, and where."""

@@ -346,8 +346,11 @@ class WordCounts:
         parts = []
         for data in map(utf8, texts):
             found = find_special(data, self.special_tokens)
-            cuts = [0, *found[:, :2].ravel().tolist(), len(data)]
-            parts += [data[i:j] for i, j in zip(cuts[::2], cuts[1::2]) if i < j]
+            if len(found):
+                cuts = [0, *found[:, :2].ravel().tolist(), len(data)]
+                parts += [data[i:j] for i, j in zip(cuts[::2], cuts[1::2])]
+            else:
+                parts.append(data)
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
         between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
         numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)

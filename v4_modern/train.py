@@ -148,8 +148,7 @@ class Tokenizer:
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
-        counts = words.pairs()
-        vocab, merges = [bytes([byte]) for byte in range(256)], []
+        counts, merges = words.pairs(), []
         order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # the greatest comes first
 
         def entry(pair: tuple[int, int]) -> tuple:
@@ -168,9 +167,8 @@ class Tokenizer:
                     if counts[best] > least:
                         heappush(heap, entry(best))
                     continue
-                token = len(vocab)
+                token = len(order)
                 merges.append(best)
-                vocab.append(vocab[best[0]] + vocab[best[1]])
                 order.append(order[best[0]][:-1] + order[best[1]])
                 for was, now, times in words.merge(*best, token):
                     counts[was] -= times
