@@ -123,7 +123,7 @@ class Race:
         if "compiled_step_seconds" not in self.kept:
             trainers = {who: self.trainer(who, 0, self.steps) for who in (NANOGPT, *OURS)}
             for trainer in trainers.values():
-                trainer.model.compile()
+                trainer.model.compile(dynamic=False)  # as that of the only model in a process
             trainers[UNCOMPILED] = self.trainer(NANOGPT, 0, self.steps)
             work = {who: trainer.train_step for who, trainer in trainers.items()}
             try:
