@@ -122,13 +122,13 @@ class Race:
         """The same of compiled models, and of nanoGPT's that is not; nothing without a compiler."""
         if "compiled_step_seconds" not in self.kept:
             trainers = {who: self.trainer(who, 0, self.steps) for who in (NANOGPT, *OURS)}
-            for trainer in trainers.values():
-                trainer.model.compile(dynamic=False)  # as that of the only model in a process
-            trainers[UNCOMPILED] = self.trainer(NANOGPT, 0, self.steps)
-            work = {who: trainer.train_step for who, trainer in trainers.items()}
             try:
+                for trainer in trainers.values():
+                    trainer.model.compile(dynamic=False)  # as that of the only model in a process
+                trainers[UNCOMPILED] = self.trainer(NANOGPT, 0, self.steps)
+                work = {who: trainer.train_step for who, trainer in trainers.items()}
                 seconds = interleave(work, STEP_TURNS, "compiled steps in turn")
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except RuntimeError as error:
                 print_text(f"compiled steps were not timed ({type(error).__name__}): no compiler?")
                 return
             self.kept["compiled_step_seconds"] = seconds

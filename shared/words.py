@@ -178,9 +178,9 @@ def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> 
     end, reach = character_start(data, end), 1 << 7
     while end > start:
         first = character_start(data, max(start, end - reach))
-        text = data[first:end].decode("utf-8", "surrogatepass")
+        text = data[first:end].decode("utf-8")
         if found := SAFE.search(text):
-            cut = first + len(text[: found.start()].encode("utf-8", "surrogatepass"))
+            cut = first + len(text[: found.start()].encode("utf-8"))
             i = int(fixed[:, 0].searchsorted(cut)) - 1  # the last one that begins before
             return max(start, int(fixed[i, 0])) if i >= 0 and fixed[i, 1] > cut else cut
         if first <= start:
@@ -201,9 +201,11 @@ def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Ite
     and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
-    rest, enough, done = bytearray(), PIECE, 0
+    rest, enough, done, held = bytearray(), PIECE, 0, ""
     for part in (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE)):
-        rest += part.encode("utf-8", "surrogatepass")
+        part = held + part
+        held = part[-1] if "\ud800" <= part[-1] <= "\udbff" else ""  # half of a character?
+        rest += utf8(part[: len(part) - len(held)])
         if len(rest) < enough:
             continue
         data = bytes(rest)
@@ -213,15 +215,10 @@ def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Ite
             raise UserError(
                 f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: no text"
             )
-        yield without_surrogates(data[:cut])
+        yield data[:cut]
         del rest[:cut]
         enough, done = len(rest) + PIECE, done + cut
-    yield without_surrogates(bytes(rest))
-
-
-def without_surrogates(data: bytes) -> bytes:
-    """UTF-8 of a text that was encoded with "surrogatepass"."""
-    return utf8(data.decode("utf-8", "surrogatepass")) if b"\xed" in data else data
+    yield bytes(rest) + utf8(held)
 
 
 class WordNumbers:

@@ -82,6 +82,15 @@ def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, 
     assert [word for piece in pieces for word in cut(piece.decode("utf-8"))] == cut("".join(texts))
 
 
+def test_a_letter_of_two_surrogates_is_not_cut_from_its_word(monkeypatch):
+    monkeypatch.setattr(words, "PIECE", 16)
+    text = "x" * 6 + "A\ud801\udc00" + "!" * 40 + "\ud801"
+    for size in range(1, len(text)):
+        pieces = list(whole_words(text[i : i + size] for i in range(0, len(text), size)))
+        cut = [word for piece in pieces for word in GPT2.findall(piece.decode("utf-8"))]
+        assert cut == ["xxxxxxA\U00010400", "!" * 40 + "\ufffd"], size
+
+
 def test_what_has_no_words_is_refused(monkeypatch):
     monkeypatch.setattr(words, "PIECE", 100)
     monkeypatch.setattr(words, "LONGEST_WORD", 1000)

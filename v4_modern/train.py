@@ -289,7 +289,9 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
         Tokenizer,
         (corpus.sha256, config.vocab_size),
         lambda: Tokenizer.train(
-            whole_words(read_pieces(corpus.train)), config.vocab_size, workers=config.workers
+            whole_words(read_pieces(corpus.train), [END_OF_TEXT]),
+            config.vocab_size,
+            workers=config.workers,
         ),
     )
     splits = (
@@ -566,7 +568,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024): for matrices that multiply hidden vectors.
 
     A gradient moves few directions much and most hardly; here all move alike. Matrices of one
-    shape are worked on together.
+    shape are worked on together; each must have a gradient.
     """
 
     def __init__(
@@ -583,8 +585,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             shapes = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
-                    shapes[p.shape].append(p)
+                shapes[p.shape].append(p)
             for (rows, columns), parameters in shapes.items():
                 grads = torch.stack([p.grad for p in parameters])  # (N, rows, columns)
                 state = self.state[parameters[0]]  # of all that have its shape
