@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 import numpy as np  # after this, for `tokenizers` is the name of a package, too
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, fold, load_version, markdown, short_commit
@@ -367,10 +368,11 @@ def report(results: dict) -> str:
 
 def draw(results: dict) -> Figure:
     """MB/s of all, a panel for each task, a bar for each tokenizer at each size."""
-    measured, names = groups(results), list(dict.fromkeys(row["who"] for row in results["rows"]))
+    measured = groups(results)
     figure, panels = axes_of(len(TASKS), height=3.6)
     width = 0.8 / len(measured)
     for panel, task in zip(panels, TASKS):
+        names = list(dict.fromkeys(r["who"] for r in results["rows"] if r["task"] == task))
         for i, ((n_bytes, cores), rows) in enumerate(measured.items()):
             of_task = [row for row in rows if row["task"] == task]
             panel.bar(
@@ -382,6 +384,9 @@ def draw(results: dict) -> Figure:
             )
         panel.set_xticks([i + 0.4 for i in range(len(names))], names, rotation=30)
         panel.set(title=TASKS[task], ylabel="MB/s", yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
     panels[0].legend(fontsize="small")
     return figure
 
