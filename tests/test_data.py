@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_version
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import shared.words
 from shared import corpora
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
 from shared.files import UserError, atomic_write
 from shared.tokens import open_token_file, random_windows, windows_in_order, write_token_file
+from v4_modern import encode
 
 ADDRESSES = dict(corpora.DOWNLOADS)
 
@@ -393,6 +396,19 @@ def test_windows_in_order_hold_every_target_once(n, length, count):
         targets.append(y)
     assert torch.cat(inputs).tolist() == list(range(n - 1))
     assert torch.cat(targets).tolist() == list(range(1, n))
+
+
+@pytest.mark.parametrize("size", range(100, 113))
+def test_end_of_text_is_not_cut_where_a_piece_of_a_file_ends(size, tmp_path, monkeypatch):
+    """Else its characters would be learned as words."""
+    monkeypatch.setattr(shared.words, "PIECE", size)
+    source, out = tmp_path / "text.txt", tmp_path / "tokens.bin"
+    source.write_text(END_OF_TEXT.join(["ab" * 20] * 20))
+    v4 = load_version("v4_modern")
+    learned, *_ = v4.load_data(v4.Config(data=str(source), vocab_size=1000, workers=1))
+    encode.main([str(source), str(out), "--workers", "1"])
+    for tokenizer in (learned, v4.Tokenizer.load(out.with_suffix(".json"))):
+        assert set(b"".join(tokenizer.vocab[256:-1])) == set(b"ab")
 
 
 def test_too_short_a_text_for_a_window_is_refused():
