@@ -58,6 +58,7 @@ PEAK_SIZES = (1024, 2048)  # of the square matrices whose products tell the mach
 PEAK_EVERY = 10  # steps between such products
 WRITTEN, WRITTEN_CONTEXT, WRITE_TURNS = 500, 256, 3  # tokens written, with such a context
 MEMORY_STEPS = 5  # that find the peak of memory
+WIDER, WIDER_STEPS = (2, 4), 10  # times v4's width, heads and batch; steps that are timed
 PROCESS_STEPS = 100  # of a run by torchrun
 PARTS = ("data", "forward and loss", "backward", "clipping")  # then the optimizers, by their names
 REST, WHOLE = "the rest", "whole step"
@@ -190,11 +191,34 @@ def memory_of_training(data: str, threads: int) -> dict[str, int]:
     return {"peak": peak_memory(), "more": peak_memory() - before}
 
 
+def measure_step(trainer: V4Trainer, steps: int) -> dict:
+    """The seconds and FLOPs of a step's parts, and how many FLOP/s there are to be had."""
+    config = trainer.config
+    seconds, peak = time_steps(trainer, steps)
+    return {
+        "steps": steps,
+        "width": config.width,
+        "parameters": parameters(trainer),
+        "tokens_a_step": config.batch_size * config.context_length * config.accumulation_steps,
+        "seconds": seconds,
+        "flops": count_flops(trainer),
+        "peak_flops_a_second": peak,
+    }
+
+
+def measure_wider(options: Options, times: int) -> dict:
+    """A step of a v4 of so many times the width, with a batch of as many times the windows."""
+    config = load_version(V4).Config()
+    names = ("width", "n_heads", "n_kv_heads", "feed_forward_size", "batch_size")
+    wider = {name: times * getattr(config, name) for name in names}
+    trainer, _ = make_v4(options.data, **wider)
+    return measure_step(trainer, WIDER_STEPS)
+
+
 def measure_alone(options: Options) -> dict:
     """v4 as it ships: the parts of a step, FLOPs, tokens written a second, memory."""
     trainer, bytes_a_token = make_v4(options.data)
-    config = trainer.config
-    seconds, peak = time_steps(trainer, options.steps)
+    measured = measure_step(trainer, options.steps)
     writer, _ = make_v4(options.data, context_length=WRITTEN_CONTEXT, max_new_tokens=WRITTEN)
     work = {"cache": writer.write, "no cache": writer.write_uncached}
     written = interleave(work, WRITE_TURNS, "writing in turn")
@@ -204,13 +228,8 @@ def measure_alone(options: Options) -> dict:
     return {
         "data": Path(options.data).name,
         "machine": machine_facts(),
-        "steps": options.steps,
-        "parameters": parameters(trainer),
-        "tokens_a_step": config.batch_size * config.context_length * config.accumulation_steps,
         "bytes_a_token": bytes_a_token,
-        "seconds": seconds,
-        "flops": count_flops(trainer),
-        "peak_flops_a_second": peak,
+        **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
         "memory": memory,
@@ -276,6 +295,9 @@ def measure(options: Options, folder: Path) -> dict:
     if "alone" not in results:
         results["alone"] = measure_alone(options)
         keep()
+    for times in WIDER[len(results.setdefault("wider", [])) :]:
+        results["wider"].append(measure_wider(options, times))
+        keep()
     for count in options.processes:
         rows = results.setdefault("processes", [])
         if all(row["processes"] != count for row in rows):
@@ -296,20 +318,18 @@ def without_paths(results: dict) -> dict:
 # ---- telling ----
 
 
-def summarize(alone: dict) -> dict:
-    """What v4 alone comes to: the share of each part, and of the machine's peak in its FLOPs."""
-    seconds, flops = alone["seconds"], alone["flops"]
-    whole, peak = seconds[WHOLE], alone["peak_flops_a_second"]
+def summarize(step: dict) -> dict:
+    """What a step comes to: the share of each part, and of the machine's peak in its FLOPs."""
+    seconds, flops = step["seconds"], step["flops"]
+    whole, peak = seconds[WHOLE], step["peak_flops_a_second"]
     of_model = flops["forward and loss"] + flops["backward"]
     return {
         "shares": {part: taken / whole for part, taken in seconds.items()},
-        "tokens_a_second": alone["tokens_a_step"] / whole,
-        "bytes_a_second": alone["tokens_a_step"] * alone["bytes_a_token"] / whole,
+        "tokens_a_second": step["tokens_a_step"] / whole,
         "flops_a_second": flops[WHOLE] / whole,
         "utilization": flops[WHOLE] / whole / peak,
         "model_flops_a_second": of_model / whole,
         "model_utilization": of_model / whole / peak,
-        "cache_gain": alone["written_a_second"]["cache"] / alone["written_a_second"]["no cache"],
     }
 
 
@@ -332,7 +352,7 @@ def report_alone(alone: dict) -> str:
     facts = [
         ["of v4", ""],
         ["tokens a second", f"{of['tokens_a_second']:,.0f}"],
-        ["bytes a second", f"{of['bytes_a_second']:,.0f}"],
+        ["bytes a second", f"{of['tokens_a_second'] * alone['bytes_a_token']:,.0f}"],
         [
             "GFLOP/s of the whole step",
             f"{of['flops_a_second'] / 1e9:.1f}, **{of['utilization']:.0%}** of the "
@@ -344,7 +364,7 @@ def report_alone(alone: dict) -> str:
         ],
         [
             f"tokens written a second ({lengths['tokens']:,} at context {lengths['context']:,})",
-            f"{written['cache']:,.0f}, {of['cache_gain']:.1f} times the "
+            f"{written['cache']:,.0f}, {written['cache'] / written['no cache']:.1f} times the "
             f"{written['no cache']:,.0f} without cache",
         ],
         [
@@ -359,6 +379,20 @@ def report_alone(alone: dict) -> str:
         f"{alone['steps']} steps, so the parts make the whole only about; the products are of "
         f"float32 matrices of {' and '.join(map(str, PEAK_SIZES))} rows, the best of those made "
         f"between the steps; {on_machine(alone['machine'])}"
+    )
+
+
+def report_wider(rows: list[dict]) -> str:
+    """The share of the machine's peak, the wider the model the more."""
+    table = [["width", "parameters", "tokens a step", "milliseconds", "of the peak", "MFU"]]
+    for row in rows:
+        of = summarize(row)
+        sizes = [f"{row[name]:,}" for name in ("width", "parameters", "tokens_a_step")]
+        shares = [f"{of['utilization']:.0%}", f"{of['model_utilization']:.0%}"]
+        table.append([*sizes, f"{1000 * row['seconds'][WHOLE]:,.0f}", *shares])
+    return (
+        f"{markdown(table)}\n\nHeads, feed-forward and batch grow with the width; medians of "
+        f"{WIDER_STEPS} steps of the wider ones, the peak measured between the steps as above."
     )
 
 
@@ -377,6 +411,7 @@ def report_processes(rows: list[dict]) -> str:
 def report(results: dict) -> str:
     """All tables, of the parts that were measured."""
     parts = [report_alone(results["alone"])]
+    parts.append(report_wider([results["alone"], *results["wider"]]))
     if "processes" in results:
         parts.append(report_processes(results["processes"]))
     if "nanogpt" in results:

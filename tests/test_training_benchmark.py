@@ -23,6 +23,7 @@ ALONE = {
     "data": "toy",
     "machine": MACHINE,
     "steps": 20,
+    "width": 128,
     "parameters": 1234,
     "tokens_a_step": 1000,
     "bytes_a_token": 2.5,
@@ -69,7 +70,8 @@ RACE = {
         *runs(race.CHARACTERS, 56, None, 2.0),
     ],
 }
-RESULTS = {"options": {"nanogpt_steps": 100}, "alone": ALONE, "nanogpt": RACE}
+WIDE = ALONE | {"width": 256, "parameters": 12_345, "peak_flops_a_second": 10e9}
+RESULTS = {"options": {"nanogpt_steps": 100}, "alone": ALONE, "wider": [WIDE], "nanogpt": RACE}
 RESULTS |= {"processes": [{"processes": 1, "tokens_a_step": 8.0, "tokens_a_second": 100.0}]}
 RESULTS["processes"] += [{"processes": 2, "tokens_a_step": 16.0, "tokens_a_second": 150.0}]
 
@@ -81,12 +83,14 @@ def test_a_step_and_its_share_of_the_machine_by_hand():
     """1,000 tokens and 50 GFLOP in 10 s, 5 of the 8 GFLOP/s there are; the model's own are 30."""
     of = training.summarize(ALONE)
     assert of["shares"]["backward"] == pytest.approx(0.4)
-    assert of["tokens_a_second"] == 100 and of["bytes_a_second"] == 250
+    assert of["tokens_a_second"] == 100
     assert of["utilization"] == pytest.approx(5 / 8)
-    assert of["model_utilization"] == pytest.approx(3 / 8) and of["cache_gain"] == 6
+    assert of["model_utilization"] == pytest.approx(3 / 8)
     text = training.report(RESULTS)
     assert "| Muon | 1500.0 | 15.0% | 20.00 |" in text and "| data | 200.0 | 2.0% |  |" in text
     assert "5.0, **62%** of the 8.0" in text and "3.0, 38%" in text
+    assert "| bytes a second | 250 |" in text
+    assert "| 256 | 12,345 | 1,000 | 10,000 | 50% | 30% |" in text
     assert "600, 6.0 times the 100" in text and "300 MB, 40 MB" in text
 
 
@@ -220,6 +224,20 @@ def test_the_parts_of_v4s_step_make_the_whole(small_v4):
     assert parts["the rest"] < 0.5 * whole  # nothing that matters has been missed
 
 
+def test_wider_means_more_heads_feed_forward_and_windows_too(small_v4, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        training, "make_v4", lambda data, **options: asked.update(options) or (small_v4, 2.5)
+    )
+    row, shipped = training.measure_wider(training.Options(), 3), load_version("v4_modern").Config()
+    assert asked.pop("feed_forward_size") == 3 * shipped.feed_forward_size
+    assert {name: value / getattr(shipped, name) for name, value in asked.items()} == dict.fromkeys(
+        ("width", "n_heads", "n_kv_heads", "batch_size"), 3
+    )
+    c = small_v4.config
+    assert row["width"] == c.width and row["tokens_a_step"] == c.batch_size * c.context_length
+
+
 def test_tokens_a_second_are_of_the_steps_after_the_first_row(tmp_path):
     """From step 10 at 5 s to step 30 at 9 s: 20 steps of 8 tokens in 4 s."""
     (tmp_path / "summary.json").write_text('{"train_tokens": 240, "steps": 30}')
@@ -322,6 +340,7 @@ def quick(monkeypatch, tmp_path, corpus_file):
     monkeypatch.setattr(training, "ROOT", tmp_path)
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
+    monkeypatch.setattr(training, "measure_wider", lambda options, times: WIDE)
     return f"--data {corpus_file} --text {corpus_file} --seeds 2 --nanogpt-steps 6".split()
 
 
