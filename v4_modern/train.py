@@ -520,13 +520,13 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(means, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            # Both averages began at 0; this makes up for it.
+            # Both averages began at 0; this makes up for it (Kingma and Ba 2015, section 2).
             correction1, correction2 = (1 - beta ** group["step"] for beta in (beta1, beta2))
             scales = torch._foreach_sqrt(squares)
-            torch._foreach_div_(scales, sqrt(correction2))
-            torch._foreach_add_(scales, group["eps"])
+            torch._foreach_add_(scales, group["eps"] * sqrt(correction2))
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-            torch._foreach_addcdiv_(parameters, means, scales, -lr / correction1)
+            rate = lr * sqrt(correction2) / correction1
+            torch._foreach_addcdiv_(parameters, means, scales, -rate)
 
 
 # Of each step its a, b, c: the best after those before, for singular values above 0.006.
