@@ -33,7 +33,7 @@ from benchmarks.common import (
 )
 from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options, print_text
-from shared.corpora import END_OF_TEXT, SEPARATOR, load_corpus, read_documents, read_pieces
+from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
 from shared.files import UserError, json_sha256, read_json, write_json
 from shared.run import machine_facts
 from shared.tokens import open_token_file
@@ -79,7 +79,7 @@ def measure(task: str, text: str, vocab_size: str) -> dict:
     tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
     before, started = peak_memory(), time.perf_counter()
     if task == "train":
-        texts = whole_words(read_pieces(text), [END_OF_TEXT])
+        texts = whole_words(read_pieces(text))
         Tokenizer.train(texts, int(vocab_size), workers=1).save(tokenizer_file)
     elif task == "encode":
         Tokenizer.load(tokenizer_file).encode_file(text, token_file, workers=1)

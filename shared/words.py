@@ -32,7 +32,7 @@ from itertools import islice
 import numpy as np
 import regex
 
-from shared.corpora import well_formed
+from shared.corpora import END_OF_TEXT, well_formed
 from shared.files import UserError
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
@@ -196,7 +196,9 @@ def character_start(data: bytes, at: int) -> int:
     return at
 
 
-def whole_words(texts: Iterable[str], special_tokens: Iterable[str] = ()) -> Iterator[bytes]:
+def whole_words(
+    texts: Iterable[str], special_tokens: Iterable[str] = (END_OF_TEXT,)
+) -> Iterator[bytes]:
     """The `texts` joined and cut anew, into UTF-8 of about PIECE bytes that ends where words end,
     and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]

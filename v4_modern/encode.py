@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.command_line import check_config, clear_errors, parse_options, print_text
-from shared.corpora import END_OF_TEXT, read_pieces
+from shared.corpora import read_pieces
 from shared.words import whole_words
 from v4_modern.train import Tokenizer
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             tokenizer = Tokenizer.load(options.tokenizer)
         else:
             started = perf_counter()
-            texts = whole_words(read_pieces(options.source), [END_OF_TEXT])
+            texts = whole_words(read_pieces(options.source))
             tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
             tokenizer.save(out.with_suffix(".json"))
             tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)

@@ -289,9 +289,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
         Tokenizer,
         (corpus.sha256, config.vocab_size),
         lambda: Tokenizer.train(
-            whole_words(read_pieces(corpus.train), [END_OF_TEXT]),
-            config.vocab_size,
-            workers=config.workers,
+            whole_words(read_pieces(corpus.train)), config.vocab_size, workers=config.workers
         ),
     )
     splits = (
