@@ -392,7 +392,8 @@ def report_wider(rows: list[dict]) -> str:
         table.append([*sizes, f"{1000 * row['seconds'][WHOLE]:,.0f}", *shares])
     return (
         f"{markdown(table)}\n\nHeads, feed-forward and batch grow with the width; medians of "
-        f"{WIDER_STEPS} steps of the wider ones, the peak measured between the steps as above."
+        f"{rows[-1]['steps']} steps of the wider ones, the peak measured between the steps as "
+        "above."
     )
 
 
@@ -410,8 +411,8 @@ def report_processes(rows: list[dict]) -> str:
 
 def report(results: dict) -> str:
     """All tables, of the parts that were measured."""
-    parts = [report_alone(results["alone"])]
-    parts.append(report_wider([results["alone"], *results["wider"]]))
+    alone, wider = results["alone"], results["wider"]
+    parts = [report_alone(alone), report_wider([alone, *wider])]
     if "processes" in results:
         parts.append(report_processes(results["processes"]))
     if "nanogpt" in results:

@@ -334,9 +334,8 @@ def quick(monkeypatch, tmp_path, corpus_file):
     )
     for name, value in {"STEP_TURNS": 2, "WRITTEN": 3, "TOKENIZER_TURNS": 1, "LOOKS": 2}.items():
         monkeypatch.setattr(race, name, value)
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda model, dynamic: None
-    )  # takes half a minute
+    # To compile takes half a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, dynamic: None)
     monkeypatch.setattr(training, "ROOT", tmp_path)
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
