@@ -3,16 +3,17 @@
 import gc
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from itertools import chain, repeat
+from operator import or_
 
 import numpy as np
 
-FEW = 96  # places over which a loop is faster than numpy
+FEW = 64  # places over which a loop is faster than numpy
 Pair = tuple[int, int]
-Places = tuple[Sequence[int], int, int]  # [i:j] of a sequence
-Group = tuple[int, int, Places]  # a code, how often it occurs, and where
-Change = tuple[Pair, Pair, int]  # a pair that was, what it is now, how often
+PairCounts = Iterable[tuple[Pair, int]]
 
 
 class LinkedWords:
@@ -32,47 +33,49 @@ class LinkedWords:
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
         # Arrays of Python for loops; numpy's `all_` are views of the same memory.
-        self.token, self.before, self.after, self.of_word = (
-            array("i", [0]) * len(text) for _ in range(4)
+        self.token, self.before, self.after, self.times = (
+            array(kind, [0]) * len(text) for kind in "iiiq"
         )
-        self.all_token, self.all_before, self.all_after, self.all_of_word = (
-            np.frombuffer(a, np.int32) for a in (self.token, self.before, self.after, self.of_word)
+        self.all_token, self.all_before, self.all_after, self.all_times = (
+            np.frombuffer(a, a.typecode) for a in (self.token, self.before, self.after, self.times)
         )
         self.all_token[:] = text
         self.all_token[0] = self.all_token[np.cumsum(lengths)] = -1  # none
         self.all_before[:] = np.arange(-1, len(text) - 1, dtype=np.int32)
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
-        self.all_of_word[1:] = np.repeat(np.arange(len(words), dtype=np.int32), lengths)
-        self.all_count = np.array(counts, np.int64)  # of words
-        self.count = array("q", self.all_count.tobytes())
-        self.where: dict[Pair, Places] = {}  # where pairs are, or were
+        self.all_times[1:] = np.repeat(np.array(counts, np.int64), lengths)  # of the word there
+        self.total = int(self.all_times.sum())
+        self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or were
+        self.least = 0  # pairs are frequent that occur more often
+        self.small = np.uint16  # holds all tokens; of 16 bits they are sorted fastest
 
-    def pairs(self) -> dict[Pair, int]:
-        """How often each pair of bytes occurs."""
-        token = self.all_token
-        places = np.flatnonzero((token[:-1] >= 0) & (token[1:] >= 0)).astype(np.int32)
-        codes = (token[places] << 8 | token[places + 1]).astype(np.uint16)
-        order = codes.argsort(kind="stable")  # radix sort
-        codes, places = codes[order], places[order]
-        del order  # the largest of all that is held
-        pairs = {}
-        for code, count, here in self.groups(codes, places):
-            self.where[code >> 8, code & 255] = here
-            pairs[code >> 8, code & 255] = count
-        return pairs
+    def pairs(self, least: int) -> dict[Pair, int]:
+        """How often each pair occurs that does so more than `least` times; from now on, `merge`
+        tells of such alone."""
+        self.least = least
+        places = np.flatnonzero(self.all_token >= 0).astype(np.int32)
+        places = places[self.all_token.take(self.all_after.take(places)) >= 0]
+        left = self.all_token.take(places).astype(self.small)
+        right = self.all_token.take(self.all_after.take(places)).astype(self.small)
+        (left, right), counts, frequent = self.groups(places, left, right)
+        self.where = {(int(left[i]), int(right[i])): here for i, here in frequent}
+        return {pair: int(counts[i]) for pair, (i, _) in zip(self.where, frequent)}
 
-    def merge(self, left: int, right: int, token: int) -> list[Change]:
+    def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
         """Put `token` wherever `left` is before `right`, in each word from its beginning on.
 
-        That changes the pairs beside it: [(a pair that was, what it is now, how often), ...]. A
-        pair that is now is new, for `token` is, and is told once.
+        That changes the pairs beside it. Returns how much rarer the old ones are now, and how often
+        the new ones occur that are frequent.
         """
-        places, start, end = self.where.pop((left, right))
-        places = places[start:end]
+        if token > 0xFFFF:
+            self.small = np.uint32
+        places = self.where.pop((left, right))
         merge = self.merge_few if len(places) < FEW else self.merge_many
         return merge(places, left, right, token)
 
-    def merge_few(self, places: Sequence[int], left: int, right: int, token: int) -> list[Change]:
+    def merge_few(
+        self, places: Sequence[int], left: int, right: int, token: int
+    ) -> tuple[PairCounts, PairCounts]:
         """`merge` one place after the other."""
         tokens, before, after, merged = self.token, self.before, self.after, []
         for place in places if isinstance(places, list) else places.tolist():
@@ -90,18 +93,21 @@ class LinkedWords:
                 befores[x].append(first)
             if y >= 0:
                 afters[y].append(place)
-        where, count, of_word, changes = self.where, self.count, self.of_word, []
-        for x, here in befores.items():
-            where[x, token] = here, 0, len(here)
-            times = sum([count[of_word[place]] for place in here])
-            changes.append(((x, left), (x, token), times))
+        changes = [((x, left), (x, token), here) for x, here in befores.items()]
         for y, here in afters.items():  # where two new tokens are in a row, the second
-            where[token, y] = here, 0, len(here)
-            times = sum([count[of_word[place]] for place in here])
-            changes.append(((right, left if y == token else y), (token, y), times))
-        return changes
+            changes.append(((right, left if y == token else y), (token, y), here))
+        where, times, least, rarer, new = self.where, self.times, self.least, [], []
+        for was, now, here in changes:
+            count = sum([times[place] for place in here])
+            rarer.append((was, count))
+            if count > least:
+                where[now] = here
+                new.append((now, count))
+        return rarer, new
 
-    def merge_many(self, places: Sequence[int], left: int, right: int, token: int) -> list[Change]:
+    def merge_many(
+        self, places: Sequence[int], left: int, right: int, token: int
+    ) -> tuple[PairCounts, PairCounts]:
         """`merge_few` at all places at once."""
         tokens, before, after = self.all_token, self.all_before, self.all_after
         place = np.asarray(places)
@@ -117,31 +123,32 @@ class LinkedWords:
         first = before.take(place)
         x, y = tokens.take(first), tokens.take(third)
         has_x, has_y = (x >= 0) & (x != token), y >= 0
-        # Of what is before the new token the code is even, of what is after it odd.
-        codes = np.concatenate((2 * x[has_x], 2 * y[has_y] + 1)).astype(np.int64)
-        places = np.concatenate((first[has_x], place[has_y]))
-        both = np.sort(codes << 32 | places)  # faster than to sort by codes alone
-        changes = []
-        for code, count, here in self.groups(both >> 32, both & 0xFFFFFFFF):
-            other = code >> 1
-            if code & 1:
-                was, now = (right, left if other == token else other), (token, other)
-            else:
-                was, now = (other, left), (other, token)
-            self.where[now] = here
-            changes.append((was, now, count))
-        return changes
+        (x,), x_counts, x_where = self.groups(first[has_x], x[has_x])
+        (y,), y_counts, y_where = self.groups(place[has_y], y[has_y])
+        new = [((int(x[i]), token), int(x_counts[i]), here) for i, here in x_where]
+        new += [((token, int(y[i])), int(y_counts[i]), here) for i, here in y_where]
+        self.where.update((pair, here) for pair, _, here in new)
+        y[y == token] = left  # two new tokens in a row
+        old = chain(zip(x.tolist(), repeat(left)), zip(repeat(right), y.tolist()))
+        rarer = zip(old, chain(x_counts.tolist(), y_counts.tolist()))
+        return rarer, [(pair, count) for pair, count, _ in new]
 
-    def groups(self, codes: np.ndarray, places: np.ndarray) -> Iterator[Group]:
-        """Of sorted `codes` (N,), each different one, how often it occurs, and where."""
-        first = np.ones(len(codes), bool)
-        np.not_equal(codes[1:], codes[:-1], out=first[1:])
-        starts = first.nonzero()[0]
-        ends = np.append(starts[1:], len(codes))
-        counts = self.all_count.take(self.all_of_word.take(places))
-        counts = np.add.reduceat(counts, starts) if len(starts) else counts
-        spans = zip(codes[starts].tolist(), counts.tolist(), starts.tolist(), ends.tolist())
-        return ((code, count, (places, start, end)) for code, count, start, end in spans)
+    def groups(
+        self, places: np.ndarray, *tokens: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, np.ndarray]]]:
+        """Put together the `places` (N,) where the same `tokens` (N,) are: the tokens of each group
+        and how often they occur, (G,); of frequent ones, the number of the group and its places."""
+        tokens = [column.astype(self.small, copy=False) for column in tokens]
+        order = np.lexsort(tokens)  # radix sort
+        places, tokens = places.take(order), [column.take(order) for column in tokens]
+        first = np.ones(len(places) + 1, bool)
+        first[1:-1] = reduce(or_, [column[1:] != column[:-1] for column in tokens])
+        bounds = first.nonzero()[0]
+        counts = np.add.reduceat(self.all_times.take(places), bounds[:-1])
+        frequent = (counts > self.least).nonzero()[0]
+        spans = zip(bounds[frequent].tolist(), bounds[frequent + 1].tolist())
+        where = [places[start:end] for start, end in spans]
+        return [c[bounds[:-1]] for c in tokens], counts, list(zip(frequent.tolist(), where))
 
 
 @contextmanager

@@ -48,16 +48,31 @@ def merge(word, pair):
     return tuple(symbols)
 
 
-@given(TEXTS, st.integers(257, 300), st.sampled_from([0, 3, pairs.FEW]))
-@example(["aaaa aaa aa a", "abab ababab"], 280, 0)
-@example(["aaaa aaa aa a", "abab ababab"], 280, pairs.FEW)
-@example(PROSE.split(END_OF_TEXT), 400, pairs.FEW)
-def test_deltas_learn_the_merges_of_the_recount(texts, vocab_size, few):
+def assert_merges_are_v2s(texts, vocab_size, few):
     """With loops over `few` places, and numpy over more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "FEW", few)
         deltas = v4.Tokenizer.train(texts, vocab_size).merges
     assert deltas == v2.Tokenizer.train(texts, vocab_size).merges
+
+
+@given(TEXTS, st.integers(257, 300), st.sampled_from([0, 3, pairs.FEW]))
+@example(["aaaa aaa aa a", "abab ababab"], 280, 0)
+@example(["aaaa aaa aa a", "abab ababab"], 280, pairs.FEW)
+@example(PROSE.split(END_OF_TEXT), 400, pairs.FEW)
+def test_deltas_learn_the_merges_of_the_recount(texts, vocab_size, few):
+    assert_merges_are_v2s(texts, vocab_size, few)
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=8), min_size=6, max_size=9),
+    st.integers(257, 300),
+    st.sampled_from([0, 3, pairs.FEW]),
+)
+def test_rare_pairs_are_counted_when_their_turn_comes(words, vocab_size, few):
+    """Some words are thousands of times as frequent as others, whose pairs come last."""
+    texts = [f" {word}" * 3**i for i, word in enumerate(words)]
+    assert_merges_are_v2s(texts, vocab_size, few)
 
 
 @given(TEXTS, st.integers(257, 290))

@@ -140,26 +140,26 @@ class Tokenizer:
         The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
         are counted once. A merge changes the counts of no other pairs than those beside it. So the
         count of a pair in the heap is right or too high; if it is too high when its turn comes, it
-        is put back. Most pairs are rare and never have a turn: the heap is of those more frequent
-        than `least`, and when it is empty, of rarer ones.
+        is put back. Most pairs are rare and never have a turn: counted are those more frequent than
+        `least`, and when none of them is left, rarer ones.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
-        counts, merges = words.pairs(), []
+        counts, heap, merges, least = {}, [], [], 1 + words.total // 100
         order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # the greatest comes first
 
         def entry(pair: tuple[int, int]) -> tuple:
             return -counts[pair], order[pair[0]], order[pair[1]], pair
 
-        heap, least = [], max(counts.values(), default=0)
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
             while len(merges) < n_merges and (heap or least):
                 if not heap:
-                    least //= 4
-                    heap = [entry(pair) for pair, count in counts.items() if count > least]
+                    least //= 100
+                    counts = words.pairs(least)
+                    heap = [entry(pair) for pair in counts]
                     heapify(heap)
                     continue
                 count, _, _, best = heappop(heap)
@@ -170,11 +170,13 @@ class Tokenizer:
                 token = len(order)
                 merges.append(best)
                 order.append(order[best[0]][:-1] + order[best[1]])
-                for was, now, times in words.merge(*best, token):
-                    counts[was] -= times
-                    counts[now] = times
-                    if times > least:
-                        heappush(heap, entry(now))
+                rarer, new = words.merge(*best, token)
+                for pair, times in rarer:
+                    if pair in counts:
+                        counts[pair] -= times
+                for pair, times in new:
+                    counts[pair] = times
+                    heappush(heap, entry(pair))
                 del counts[best]
                 bar.update()
         return cls(merges, special_tokens)
