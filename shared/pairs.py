@@ -12,6 +12,7 @@ from operator import or_
 import numpy as np
 
 FEW = 64  # places over which a loop is faster than numpy
+PARTS = 8  # in which all pairs are counted, a power of two
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
 
@@ -32,9 +33,11 @@ class LinkedWords:
     def __init__(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
-        # Arrays of Python for loops; numpy's `all_` are views of the same memory.
+        # Arrays of Python for loops; numpy's `all_` are views of the same memory. How many times
+        # its word occurs is kept at each place.
+        large = max(counts, default=0) > 0x7FFFFFFF
         self.token, self.before, self.after, self.times = (
-            array(kind, [0]) * len(text) for kind in "iiiq"
+            array(kind, [0]) * len(text) for kind in ("iiiq" if large else "iiii")
         )
         self.all_token, self.all_before, self.all_after, self.all_times = (
             np.frombuffer(a, a.typecode) for a in (self.token, self.before, self.after, self.times)
@@ -43,7 +46,7 @@ class LinkedWords:
         self.all_token[0] = self.all_token[np.cumsum(lengths)] = -1  # none
         self.all_before[:] = np.arange(-1, len(text) - 1, dtype=np.int32)
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
-        self.all_times[1:] = np.repeat(np.array(counts, np.int64), lengths)  # of the word there
+        self.all_times[1:] = np.repeat(np.array(counts, self.times.typecode), lengths)
         self.total = int(self.all_times.sum())
         self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or were
         self.least = 0  # pairs are frequent that occur more often
@@ -52,14 +55,18 @@ class LinkedWords:
     def pairs(self, least: int) -> dict[Pair, int]:
         """How often each pair occurs that does so more than `least` times; from now on, `merge`
         tells of such alone."""
-        self.least = least
-        places = np.flatnonzero(self.all_token >= 0).astype(np.int32)
-        places = places[self.all_token.take(self.all_after.take(places)) >= 0]
-        left = self.all_token.take(places).astype(self.small)
-        right = self.all_token.take(self.all_after.take(places)).astype(self.small)
-        (left, right), counts, frequent = self.groups(places, left, right)
-        self.where = {(int(left[i]), int(right[i])): here for i, here in frequent}
-        return {pair: int(counts[i]) for pair, (i, _) in zip(self.where, frequent)}
+        self.least, self.where, pairs = least, {}, {}
+        for part in range(PARTS):  # of all at once the copies would need most of the memory
+            places = np.flatnonzero(self.all_token & (PARTS - 1) == part).astype(np.int32)
+            left = self.all_token.take(places)
+            right = self.all_token.take(self.all_after.take(places), mode="clip")
+            inside = (left >= 0) & (right >= 0)
+            of = places[inside], left[inside], right[inside]
+            (left, right), counts, frequent = self.groups(*of)
+            for i, here in frequent:
+                pair = int(left[i]), int(right[i])
+                pairs[pair], self.where[pair] = int(counts[i]), here
+        return pairs
 
     def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
         """Put `token` wherever `left` is before `right`, in each word from its beginning on.
@@ -144,7 +151,7 @@ class LinkedWords:
         first = np.ones(len(places) + 1, bool)
         first[1:-1] = reduce(or_, [column[1:] != column[:-1] for column in tokens])
         bounds = first.nonzero()[0]
-        counts = np.add.reduceat(self.all_times.take(places), bounds[:-1])
+        counts = np.add.reduceat(self.all_times.take(places), bounds[:-1], dtype=np.int64)
         frequent = (counts > self.least).nonzero()[0]
         spans = zip(bounds[frequent].tolist(), bounds[frequent + 1].tolist())
         where = [places[start:end] for start, end in spans]

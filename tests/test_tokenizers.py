@@ -75,6 +75,21 @@ def test_rare_pairs_are_counted_when_their_turn_comes(words, vocab_size, few):
     assert_merges_are_v2s(texts, vocab_size, few)
 
 
+@pytest.mark.parametrize("count", [3, 2**31 - 1, 2**31, 2**40])
+@pytest.mark.parametrize("token", [256, 2**16 + 256])
+@pytest.mark.parametrize("few", [0, pairs.FEW])
+def test_counts_and_tokens_of_any_size(count, token, few, monkeypatch):
+    monkeypatch.setattr(pairs, "FEW", few)
+    words = pairs.LinkedWords([b"ab", b"abc", b"xabc"], [count, count, 1])
+    a, b, c, x = b"abcx"
+    assert words.total == 3 * count + 4 * count + 5
+    assert words.pairs(1) == {(a, b): 2 * count + 1, (b, c): count + 1}
+    rarer, new = map(list, words.merge(a, b, token))
+    assert sorted(rarer) == [((b, c), count + 1), ((x, a), 1)]
+    assert new == [((token, c), count + 1)]
+    assert words.pairs(0) == {(token, c): count + 1, (x, token): 1}
+
+
 @given(TEXTS, st.integers(257, 290))
 def test_merges_are_the_most_frequent_pairs(texts, vocab_size):
     """Against the definition, written for clarity: strings of symbols, every pair counted anew."""
