@@ -47,7 +47,7 @@ class LinkedWords:
         self.all_before[:] = np.arange(-1, len(text) - 1, dtype=np.int32)
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
         self.all_times[1:] = np.repeat(np.array(counts, self.times.typecode), lengths)
-        self.total = int(self.all_times.sum())
+        self.total = int(self.all_times.sum())  # occurrences of all places
         self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or were
         self.least = 0  # pairs are frequent that occur more often
         self.small = np.uint16  # holds all tokens; of 16 bits they are sorted fastest
