@@ -26,8 +26,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from shared.files import ROOT, UserError, atomic_write, read_json, write_json
+from shared.text import END_OF_TEXT, well_formed
 
-END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = END_OF_TEXT.encode("utf-8")
 PIECE_BYTES = 1 << 20  # how much of a file is held at a time
 VALIDATION_EVERY = 10  # one document in so many is for validation
@@ -163,19 +163,6 @@ def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
             yield data[: n_bytes - taken].decode("utf-8", "ignore")
             taken += len(data)
         seen += len(data)
-
-
-def well_formed(text: str) -> str:
-    """`text` with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD.
-
-    A high surrogate before a low one becomes the character the two stand for; tiktoken does the
-    same with both.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 # ---- the embedded corpus ----

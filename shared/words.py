@@ -26,22 +26,23 @@ wrong; what the tables do not know (long words, new ones, two that want the same
 in a dictionary.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import regex
 
-from shared.corpora import END_OF_TEXT, well_formed
 from shared.files import UserError
+from shared.text import END_OF_TEXT, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
 BLOCK = 1 << 18  # bytes worked on at a time: what numpy makes of them stays in the cache
 FIRST_BLOCK = 1 << 13  # of a text: all its words are new, and then hardly any
-SLOTS = 1 << 17  # places of a table
+SLOTS, MOST_SLOTS = 1 << 17, 1 << 19  # places of a table at first, and when it has grown
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # that are merged, or whose ids are laid, at a time
-PIECE = 1 << 20  # bytes of a text that is worked on in pieces
+PIECE = 1 << 22  # bytes of a text that is worked on in pieces
 LONGEST_WORD = 1 << 20  # bytes; what goes on for longer is no text
 KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")
 OF_GROUP = {1: LETTER, 2: NUMBER, 3: WHITE}
@@ -59,6 +60,7 @@ def kind_of(character: str) -> int:
 
 KIND_OF_BYTE = bytes(kind_of(chr(byte)) for byte in range(128)) + bytes(128)
 NOTHING, NO_SPECIAL = np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64)
+NO_IDS = np.zeros((2, 0), np.int64)
 UNKNOWN = 255
 kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so far
 
@@ -157,16 +159,6 @@ def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
                 end = its_end
         found = found[kept]
     return found
-
-
-def utf8(text: str | bytes) -> bytes:
-    """The UTF-8 of `text`, which may be that already; a lone surrogate counts as U+FFFD."""
-    if isinstance(text, bytes):
-        return text
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        return well_formed(text).encode("utf-8")
 
 
 def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> int:
@@ -299,6 +291,9 @@ class WordNumbers:
         numbers = numbers[spokesman]
         self.middle.put(numbers[short], first[short], second[short])
         self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
+        while len(self.short.numbers) < min(2 * len(self.words), MOST_SLOTS):
+            self.short.grow()
+            self.middle.grow()
         return numbers
 
 
@@ -309,11 +304,19 @@ class Table:
         self.keys = np.zeros((columns, SLOTS), np.uint64)  # no word has key 0: its size is in it
         self.numbers = np.zeros(SLOTS, np.int32)
 
+    def grow(self) -> None:
+        """Make twice as many places."""
+        kept = np.flatnonzero(self.keys[-1])
+        numbers, keys = self.numbers[kept], self.keys[:, kept]
+        self.keys = np.zeros((len(keys), 2 * len(self.numbers)), np.uint64)
+        self.numbers = np.zeros(2 * len(self.numbers), np.int32)
+        self.put(numbers, *keys)
+
     def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Where keys are kept: the highest bits of a product, which every bit of a key moves."""
         mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
         mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
-        mixed >>= 65 - SLOTS.bit_length()
+        mixed >>= 65 - len(self.numbers).bit_length()
         return mixed.view(np.int64)
 
     def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -358,19 +361,14 @@ class WordCounts:
         self.counts = counts
 
 
-class WordIds:
-    """The ids of texts, word by word; `merge` is asked once for the ids of each different word.
+class CutTexts:
+    """Texts that are cut into words, and laid as ids when those of their new words are known.
 
-    It gets a list of words and gives their ids, one word after the other, and how many each has.
-    Special tokens stand for themselves.
+    Others may be cut meanwhile; first cut is first laid. Special tokens stand for themselves.
     """
 
-    def __init__(
-        self,
-        merge: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]],
-        special_tokens: dict[str, int],
-    ) -> None:
-        self.merge, self.special_tokens = merge, special_tokens
+    def __init__(self, special_tokens: dict[str, int]) -> None:
+        self.special_tokens, self.waiting = special_tokens, deque()
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         self.forget()
 
@@ -380,22 +378,56 @@ class WordIds:
         ids = np.array(list(self.special_tokens.values()), np.uint32)
         self.rows.append(ids, np.ones_like(ids, np.int64))
 
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """The ids of `text`, (N,) uint32."""
+    def cut(self, text: str | bytes) -> list[bytes]:
+        """Cut one more `text`; return its new words."""
+        if (known := len(self.numbers.words)) > MOST_WORDS:
+            self.forget()
+            known = 0
         data = utf8(text)
         specials = find_special(data, self.special_bytes)
         numbers = self.numbers.numbers(data, specials[:, :2])
-        new = self.numbers.words[self.rows.count - len(self.special_bytes) :]
-        for i in range(0, len(new), MANY_WORDS):  # as much as fits into the cache
-            self.rows.append(*self.merge(new[i : i + MANY_WORDS]))
-        rows = numbers + len(self.special_bytes)
-        rows[np.flatnonzero(numbers < 0)] = specials[:, 2]
-        laid = [np.zeros(0, np.uint32)]
-        for i in range(0, len(rows), MANY_WORDS):
-            laid.append(self.rows.lay(rows[i : i + MANY_WORDS]))
-        if len(self.numbers.words) > MOST_WORDS:
-            self.forget()
-        return np.concatenate(laid)
+        numbers += len(self.special_bytes)
+        numbers[np.flatnonzero(numbers < len(self.special_bytes))] = specials[:, 2]
+        self.waiting.append((self.rows, numbers))
+        return self.numbers.words[known:]
+
+    def lay(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The ids of the first text that waits, (N,) uint32, from those of its new words: `ids` of
+        one word after the other, and how many each has."""
+        rows, numbers = self.waiting.popleft()
+        rows.append(ids, lengths)
+        parts = range(0, len(numbers), MANY_WORDS)
+        laid = [rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
+        return np.concatenate([np.zeros(0, np.uint32), *laid])
+
+
+class WordIds:
+    """The ids of texts; `merge` is asked once for the ids of each different word.
+
+    It gets a list of words and gives their ids, one word after the other, and how many each has.
+    """
+
+    def __init__(
+        self,
+        merge: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]],
+        special_tokens: dict[str, int],
+    ) -> None:
+        self.merge, self.texts = merge, CutTexts(special_tokens)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """The ids of `text`, (N,) uint32."""
+        try:
+            return self.texts.lay(*self.merge_all(self.texts.cut(text)))
+        except BaseException:  # Ctrl-C, say: no text may be left waiting
+            self.texts = CutTexts(self.texts.special_tokens)
+            raise
+
+    def merge_all(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """`merge` of as many words at a time as fit into the cache."""
+        parts = range(0, len(words), MANY_WORDS)
+        merged = [NO_IDS, *(self.merge(words[i : i + MANY_WORDS]) for i in parts)]
+        ids, lengths = map(np.concatenate, zip(*merged))
+        return ids, lengths
 
 
 class Rows:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared import words
 from shared.files import UserError
-from shared.words import Rows, WordCounts, WordNumbers, whole_words
+from shared.words import CutTexts, Rows, WordCounts, WordIds, WordNumbers, whole_words
 
 GPT2 = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 NASTY = "  \n\t'stmdlver aZ19.,<|>\x1c\x85\u00a0\u3000🙂é\u0301\0٣漢"
@@ -110,11 +110,13 @@ def test_what_is_fixed_is_a_word_of_its_own(before, special, between, after):
     assert split(text + after, np.array(fixed)) == [*expected, *GPT2.findall(after)]
 
 
-@given(st.lists(st.lists(st.text(max_size=20), min_size=1), max_size=4))
-def test_a_table_of_one_place_still_numbers_words(many):
-    """All words want the same place: each is found in the dictionary then."""
+@given(st.lists(st.lists(st.text(max_size=20), min_size=1), max_size=4), st.sampled_from([2, 64]))
+def test_tables_of_few_places_still_number_words(many, most):
+    """Of words that want the same place, one is in the table and all are in the dictionary, also
+    when the table grows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "SLOTS", 2)
+        patch.setattr(words, "MOST_SLOTS", most)
         table = WordNumbers()
         for texts in many:
             text = " ".join(texts).encode("utf-8", "replace").decode("utf-8")
@@ -128,6 +130,51 @@ def test_every_character_is_of_the_kind_that_the_pattern_says():
     for frame in ("a{}a", " {} ", "1{}\n", "!{}!"):
         text = "\n\n".join(frame.format(chr(code)) for code in codes)
         assert split(text) == GPT2.findall(text)
+
+
+def spelled(new: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of words for which no merge was learned: their bytes."""
+    return np.frombuffer(b"".join(new), np.uint8), np.array([len(word) for word in new], np.int64)
+
+
+@given(st.lists(st.lists(TEXTS, min_size=1)), st.integers(0, 3), st.sampled_from([0, 5, 1000]))
+def test_texts_are_laid_as_they_were_cut(texts, ahead, most):
+    """However many are cut before the first is laid, and however soon words are forgotten."""
+    texts = ["<|a|>".join(parts) for parts in texts]
+    asked, laid = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "MOST_WORDS", most)
+        patch.setattr(words, "MANY_WORDS", 3)
+        waiting = CutTexts({"<|b|>": 257, "<|a|>": 256})
+        for text in texts + [""] * ahead:
+            asked.append(waiting.cut(text))
+            if len(asked) > ahead:
+                laid.append(waiting.lay(*spelled(asked[len(laid)])).tolist())
+    for text, ids in zip(texts, laid, strict=True):
+        parts = [[*part.encode("utf-8")] for part in text.split("<|a|>")]
+        assert ids == [i for part in parts for i in [256, *part]][1:]
+    of_each = [Counter(sum(map(GPT2.findall, text.split("<|a|>")), [])) for text in texts]
+    if most == 0:
+        assert list(map(len, asked[: len(texts)])) == list(map(len, of_each))
+    if most == 1000:
+        assert Counter(sum(asked, [])) == Counter({w.encode("utf-8") for of in of_each for w in of})
+
+
+def test_a_merge_that_is_interrupted_is_asked_for_again():
+    asked = []
+
+    def merge(new):
+        asked.append(new)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return spelled(new)
+
+    ids = WordIds(merge, {})
+    assert ids.encode("a b").tolist() == [*b"a b"]
+    with pytest.raises(KeyboardInterrupt):
+        ids.encode("b c")
+    assert ids.encode("c d").tolist() == [*b"c d"]
+    assert ids.encode("a b c d").tolist() == [*b"a b c d"]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1), st.data())

@@ -38,7 +38,7 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch):
     ids = tokenizer.encode(TEXT)
     monkeypatch.setattr(words, "PIECE", size)
     monkeypatch.setattr(workers, "PIECE", size)
-    monkeypatch.setattr(workers, "WORTH_IT", 2)
+    monkeypatch.setattr(workers, "WORTH_COUNTING", 2)
     documents = TEXT.split("<|endoftext|>")
     for n in (2, 3):
         assert Tokenizer.train(documents, 400, SPECIAL, workers=n).merges == tokenizer.merges
@@ -52,32 +52,28 @@ def test_few_texts_start_no_process(monkeypatch):
     assert list(tokenizer.encode_pieces([TEXT], workers=4))
 
 
-def test_a_worker_that_dies_is_told(monkeypatch):
-    monkeypatch.setattr(workers, "WORTH_IT", 1)
-    crews = []
-    start = workers.Crew.__init__
-
-    def remember(crew, *arguments, **options):
-        start(crew, *arguments, **options)
-        crews.append(crew)
-
-    monkeypatch.setattr(workers.Crew, "__init__", remember)
-    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
-    pieces = workers.encode_texts([TEXT] * 50, tokenizer.words, 2)
-    next(pieces)
-    crews[0].processes[0].kill()
-    with pytest.raises(UserError, match="--workers 1"):
-        list(pieces)
-    assert all(process.returncode is not None for process in crews[0].processes)
-
-
-def test_nothing_is_left_when_the_reader_stops_early(monkeypatch):
-    monkeypatch.setattr(workers, "WORTH_IT", 1)
-    started = []
-    popen = subprocess.Popen
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that are started for however short a text."""
+    monkeypatch.setattr(workers, "WORTH_ENCODING", 1)
+    started, popen = [], subprocess.Popen
     monkeypatch.setattr(
         workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
     )
+    return started
+
+
+def test_a_worker_that_dies_is_told(started):
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    pieces = workers.encode_texts([TEXT] * 50, tokenizer.words, 2)
+    next(pieces)
+    started[0].kill()
+    with pytest.raises(UserError, match="--workers 1"):
+        list(pieces)
+    assert all(process.returncode is not None for process in started)
+
+
+def test_nothing_is_left_when_the_reader_stops_early(started):
     tokenizer = Tokenizer.train([TEXT], 300, workers=1)
     pieces = workers.encode_texts([TEXT] * 20, tokenizer.words, 2)
     next(pieces)

@@ -157,7 +157,7 @@ class Tokenizer:
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
             while len(merges) < n_merges and (heap or least):
                 if not heap:
-                    least //= 100
+                    least //= 100  # by 30 is as fast, by 1000 slower
                     counts = words.pairs(least)
                     heap = [entry(pair) for pair in counts]
                     heapify(heap)
@@ -242,7 +242,7 @@ class Tokenizer:
         return encode_texts(whole_words(texts, self.special_tokens), self.words, workers)
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the `texts` joined, one by one; about a megabyte of text is held."""
+        """The ids of the `texts` joined, one by one; some megabytes of text are held."""
         return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
 
     def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
