@@ -25,7 +25,8 @@ from shared.files import atomic_write
 
 settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("tests")
-os.environ["LADDER_CACHE"] = tempfile.mkdtemp(prefix="ladder-tests-")  # never the user's cache
+CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
+os.environ["LADDER_CACHE"] = CACHE.name  # never the user's cache
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
