@@ -18,9 +18,11 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -45,20 +47,28 @@ def count_words(
     """
     special_tokens = list(special_tokens)
     pieces, workers = enough_for(workers, batches(texts), WORTH_COUNTING)
-    pieces = tqdm(pieces, desc="counting words", unit="MB", unit_scale=PIECE >> 20, leave=False)
+    pieces = iter(tqdm(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20, leave=False))
     if workers == 1:
         counts = WordCounts(special_tokens)
         for piece in pieces:
             counts.add(piece)
         return counts.numbers.words, counts.counts.tolist()
-    total = {}
-    with crew(workers, worker.count, special_tokens) as processes:
-        for process, piece in zip(cycle(processes), pieces):
+    total, lock = {}, Lock()
+
+    def feed(process: subprocess.Popen) -> tuple[list[bytes], list[int]]:
+        while True:
+            with lock:
+                piece = next(pieces, None)
             send(process, piece)
-        for process in processes:
-            send(process, None)
-        for process in processes:
-            for word, times in zip(*receive(process)):
+            if piece is None:
+                return receive(process)
+
+    with (
+        ThreadPoolExecutor(workers) as threads,
+        crew(workers, worker.count, special_tokens) as processes,
+    ):
+        for counted in threads.map(feed, processes):
+            for word, times in zip(*counted):
                 total[word] = total.get(word, 0) + times
     return list(total), list(total.values())
 

@@ -55,6 +55,7 @@ def test_few_texts_start_no_process(monkeypatch):
 @pytest.fixture
 def started(monkeypatch):
     """The processes that are started for however short a text."""
+    monkeypatch.setattr(workers, "WORTH_COUNTING", 1)
     monkeypatch.setattr(workers, "WORTH_ENCODING", 1)
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(
@@ -70,6 +71,20 @@ def test_a_worker_that_dies_is_told(started):
     started[0].kill()
     with pytest.raises(UserError, match="--workers 1"):
         list(pieces)
+    assert all(process.returncode is not None for process in started)
+
+
+def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):
+    monkeypatch.setattr(workers, "PIECE", len(TEXT))
+
+    def texts():
+        for i in range(50):
+            if i == 20:
+                started[0].kill()
+            yield TEXT
+
+    with pytest.raises(UserError, match="--workers 1"):
+        workers.count_words(texts(), [], 2)
     assert all(process.returncode is not None for process in started)
 
 
