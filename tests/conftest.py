@@ -32,6 +32,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
 
 
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()  # here, for xdist's processes end without looking back
+
+
 def sketch(rows: list[dict], picture: Path, title: str) -> None:
     """In place of `draw_loss`, which takes most of the time of a small run: all that the picture is
     made of, so that two are the same if all of that is. Tests of pictures ask for real ones."""
