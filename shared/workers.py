@@ -9,8 +9,8 @@ Only the process that started them knows how words are merged, so an encoded tex
 worker: as text, for which its new words come back, and as the ids of these, for which its own come
 back. That nobody waits for the other, the ids of one text go with the text after the next:
 
-    worker      cut 3   lay 2, cut 4   lay 3, cut 5
-    starter     merge 2 ^  merge 3     ^  merge 4
+    worker      lay 1, cut 3   lay 2, cut 4   lay 3, cut 5
+    starter        merge 2        merge 3        merge 4
 """
 
 import os
@@ -18,7 +18,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from itertools import chain, cycle, islice, repeat
 from pathlib import Path
@@ -67,8 +67,8 @@ def count_words(
         ThreadPoolExecutor(workers) as threads,
         crew(workers, worker.count, special_tokens) as processes,
     ):
-        for counted in threads.map(feed, processes):
-            for word, times in zip(*counted):
+        for fed in as_completed([threads.submit(feed, process) for process in processes]):
+            for word, times in zip(*fed.result()):
                 total[word] = total.get(word, 0) + times
     return list(total), list(total.values())
 

@@ -75,13 +75,15 @@ def test_a_worker_that_dies_is_told(started):
 
 
 def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):
+    """At once, and not when the others have counted all the rest."""
     monkeypatch.setattr(workers, "PIECE", len(TEXT))
 
     def texts():
-        for i in range(50):
+        for i in range(2000):
             if i == 20:
-                started[0].kill()
+                started[1].kill()
             yield TEXT
+        raise AssertionError("all was counted")
 
     with pytest.raises(UserError, match="--workers 1"):
         workers.count_words(texts(), [], 2)
