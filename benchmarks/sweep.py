@@ -121,7 +121,7 @@ def changed(what: str, factor: float, config: object) -> dict[str, float]:
 
 def sweep(options: Options) -> dict:
     """Run what is not finished yet, several at a time; what goes into results.json."""
-    folder = ROOT / "runs" / ("ablate" if options.ablate else "sweep")
+    folder = ROOT / "runs" / options.name
     make_plan = plan_ablations if options.ablate else plan_larger if options.larger else plan
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,8 @@ Torch finds gradients by itself, an operation at a time. Written as one formula 
 time on a CPU, where every operation goes through memory once more.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) times `weight` (C,), for x (..., C)."""
     if x.is_cpu and torch.is_grad_enabled():
         return RootMeanSquare.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
+    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():  # float32 else
+        return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> Tensor:

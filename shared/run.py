@@ -45,7 +45,7 @@ from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
 LOG_EVERY = 10  # steps between rows of training loss
-DRAW_EVERY = 30  # seconds between drawings of loss.png during training
+DRAW_EVERY = 60  # seconds between drawings of loss.png during training
 Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
 
 # Options that may change when a run goes on or is sampled from; all others made it what it is.
@@ -255,7 +255,9 @@ class Run:
     def checkpoint_is_due(self) -> bool:
         """Whether to save now: at the end, when it is time, or when a process is asked to stop."""
         on_time = self.is_done() or self.step % self.config.checkpoint_every == 0
+        started = perf_counter()
         due = on_time or distributed.highest(self.signal) > 0
+        self.seconds += perf_counter() - started  # of waiting for the other processes
         if due:
             self._read_losses()
         return due

@@ -1,7 +1,7 @@
 """v0: a table that says, for each character, which one follows.
 
 The smallest language model there is, trained by gradient descent as its big relatives are, and then
-held to the best that any table of pairs can do, which counting gives in closed form.
+compared with the table that such training strives for, which counting gives in closed form.
 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v0_bigram/train.py
@@ -184,7 +184,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    time. Special tokens count on neither side. Training goes on as if this had not been.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -201,13 +201,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)
+    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
     return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 
@@ -276,7 +276,7 @@ def train(config: Config) -> dict:
     counted = count_bigrams(train_tokens, config).to(run.device)
     nats, n_bytes = evaluate(counted, val_tokens, tokenizer, config.context_length)
     run.scores["counted_bits_per_byte"] = nats / log(2) / n_bytes
-    print(f"counting finds the best such table: {nats / log(2) / n_bytes:.4f} bits per byte")
+    print(f"the same table, by counting: {nats / log(2) / n_bytes:.4f} bits per byte")
     return run.finish(generate, len(train_tokens))
 
 

@@ -45,7 +45,7 @@ class Config:
     n_heads: int = 6  # attention heads a block
     head_size: int = 64  # channels of a head
     dropout: float = 0.2  # share of activations dropped in training
-    steps: int = 400  # optimizer steps; 5,000 train the published configuration in full
+    steps: int = 400  # optimizer steps
     batch_size: int = 32  # windows of text a step
     learning_rate: float = 3e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
@@ -259,7 +259,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    time. Special tokens count on neither side. Training goes on as if this had not been.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -276,13 +276,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)
+    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
     return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 

@@ -179,7 +179,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
-        return read_tokenizer(path, "bpe", lambda s: cls(s["merges"]))
+        return read_tokenizer(path, "bpe", lambda saved: cls(saved["merges"]))
 
 
 # ---- 3. Data ----
@@ -341,7 +341,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    time. Special tokens count on neither side. Training goes on as if this had not been.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -358,13 +358,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)
+    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
     return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 

@@ -90,10 +90,10 @@ class Tokenizer:
 
     def __init__(self, merges: list[tuple[int, int]], scaffolds: Iterable[int]) -> None:
         self.merges = [(left, right) for left, right in merges]
-        self.scaffolds = set(scaffolds)  # counted as in merges, where every token has a number
+        self.scaffolds = set(scaffolds)  # by number: a byte, or 256 + the rank of a merge
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
-        self.apart = [[byte] for byte in range(256)]  # number -> its id; of a scaffold, its parts'
+        self.apart = [[byte] for byte in range(256)]  # number -> its id; a scaffold's parts' ids
         for number, (left, right) in enumerate(merges, start=256):
             parts = self.apart[left] + self.apart[right]
             if number not in self.scaffolds:
@@ -229,13 +229,13 @@ class Position(nn.Module):
 
     There are three places to do it: add to the embeddings, rotate queries and keys, add to the
     attention scores. This version adds to the scores (ALiBi, Press et al. 2022, section 3): a
-    penalty that grows with the distance, in each head at another rate, at any distance.
+    penalty that grows with the distance, in each head with another slope, at any distance.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         slopes = torch.tensor(self.slopes(config.n_heads))
-        self.register_buffer("rates", slopes.view(-1, 1, 1), persistent=False)  # (H, 1, 1)
+        self.register_buffer("slope", slopes.view(-1, 1, 1), persistent=False)  # (H, 1, 1)
 
     @staticmethod
     def slopes(n_heads: int) -> list[float]:
@@ -258,7 +258,7 @@ class Position(nn.Module):
         """What is added to the scores, (H, T, T): -inf where a key lies in its query's future."""
         t = torch.arange(T, device=device)
         distance = (t[:, None] - t).float()  # (T, T), negative in the future
-        return (-self.rates * distance).masked_fill(distance < 0, float("-inf"))
+        return (-self.slope * distance).masked_fill(distance < 0, float("-inf"))
 
 
 # ---- 6. Model: attention ----
@@ -358,7 +358,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    time. Special tokens count on neither side. Training goes on as if this had not been.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -375,13 +375,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)
+    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
     return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 

@@ -63,7 +63,7 @@ class Config:
     width: int = 128  # channels of the residual stream
     n_layers: int = 3  # blocks
     n_heads: int = 2  # attention heads a block
-    n_kv_heads: int = 2  # heads of keys and values, each shared by n_heads / n_kv_heads queries
+    n_kv_heads: int = 2  # heads of keys and values, each for n_heads / n_kv_heads of queries
     head_size: int = 64  # channels of a head
     feed_forward_size: int = 344  # channels inside the feed-forward
     rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
@@ -72,7 +72,7 @@ class Config:
     accumulation_steps: int = 1  # batches whose gradients make one step
     learning_rate: float = 0.02  # of AdamW (embedding, head, gains); the highest of a 1000-step run
     muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
-    weight_decay: float = 0.2  # share of the weights lost a step, times the rate
+    weight_decay: float = 0.2  # a step takes this, times its rate, off each weight
     warmup_steps: int = 0  # steps in which the rate rises to its highest
     schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
     final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
@@ -140,8 +140,8 @@ class Tokenizer:
         The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
         are counted once. A merge changes the counts of no other pairs than those beside it. So the
         count of a pair in the heap is right or too high; if it is too high when its turn comes, it
-        is put back. Most pairs are rare and never have a turn: counted are those more frequent than
-        `least`, and when none of them is left, rarer ones.
+        is put back. Most pairs are rare and never have a turn: the heap holds those more frequent
+        than `least`; when it is empty, `least` falls, and rarer ones follow.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
@@ -149,7 +149,7 @@ class Tokenizer:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
         counts, heap, merges, least = {}, [], [], 1 + words.total // 100
-        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # the greatest comes first
+        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # sorts the greatest first
 
         def entry(pair: tuple[int, int]) -> tuple:
             return -counts[pair], order[pair[0]], order[pair[1]], pair
@@ -184,10 +184,10 @@ class Tokenizer:
     def merge_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, one word after the other, and how many each has, (words,).
 
-        A word begins as its bytes. The pair in it that was learned first merges (of equal ones the
-        leftmost), again and again, until none is left that was learned; all words at the same time.
-        As in shared/pairs.py, a byte has a place, a token that of its first, and `none` is between
-        words. A pair's rank and place are one number: the lowest of a word's is the next to merge.
+        A word begins as its bytes. In each round every word merges the pair in it that was learned
+        first (of equal ones the leftmost), until no word has one. All words lie in one array with
+        `none` between them; a token stands where its first byte did (drawn in shared/pairs.py).
+        `pairs` has rank << 32 | place of the pair at each place: a word's lowest merges next.
         """
         none, no_rank = self.vocab_size, len(self.merges)
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
@@ -341,8 +341,8 @@ class Position(nn.Module):
         self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
 
     def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (T, H, D) each, for T tokens, the first at `first`; as `rotate` needs
-        it, the first half of the sines is negative. Heads are alike: repeated, they are faster."""
+        """The `turn` of T tokens from place `first` on: cosines and sines, (T, H, D) each, half of
+        the sines negated for `rotate`. Heads are alike: repeated in memory, they are faster."""
         t = torch.arange(first, first + T, device=self.frequencies.device)
         angles = (t[:, None] * self.frequencies)[:, None].repeat(1, self.n_heads, 1)  # (T, H, D/2)
         cos, sin = angles.cos(), angles.sin()
@@ -351,7 +351,7 @@ class Position(nn.Module):
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Queries or keys (B, T, H, D), turned by position; channel i pairs with i + D/2."""
-    cos, sin = (each[:, : x.shape[2]] for each in turn)
+    cos, sin = (each[:, : x.shape[2]] for each in turn)  # keys may have fewer heads
     return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
 
 
@@ -364,7 +364,7 @@ class Cache:
         self.length = 0  # tokens
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new ones, (B, H, T, D) each, and return all."""
+        """Add the new ones, (B, G, T, D) each, and return all."""
         if self.length:
             keys = torch.cat((self.keys, keys), dim=2)
             values = torch.cat((self.values, values), dim=2)
@@ -447,8 +447,8 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """A decoder-only transformer of Qwen3's shape (Yang et al. 2025, section 2).
 
-    What adds to the stream starts at zero, so that at first every block passes its input on, and
-    so does the head: at first, every token is as likely as any other.
+    What adds to the stream starts at zero, so that at first every block passes its input on. The
+    head starts at zero, too, so that at first every token is as likely as any other.
     """
 
     def __init__(self, config: Config) -> None:
@@ -529,7 +529,7 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_addcdiv_(parameters, means, scales, -rate)
 
 
-# Of each step its a, b, c: the best after those before, for singular values above 0.006.
+# a, b, c of each step: the best after the steps before it, for singular values above 0.006.
 NEWTON_SCHULZ = (
     (8.25684, -24.26528, 17.95890),
     (3.85496, -2.87841, 0.55436),
@@ -541,7 +541,7 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
     """Matrices (N, rows, columns) with their singular values moved to about 1: 0.56 to 1.44 if they
     are above 0.006, where the squares of all add up to 1.
 
-    Newton-Schulz iteration, each step with the polynomial that leaves the least (Amsel et al. 2025,
+    Newton-Schulz iteration, each step with the polynomial that errs least (Amsel et al. 2025,
     section 4): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
     which is smaller than x: they are multiplied first (appendix F).
     """
@@ -616,8 +616,8 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`. The
-    more steps, the lower is the highest: by the fourth root of their number."""
+    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`. Its
+    highest is `config.learning_rate` in a run of 1000 steps; 16 times as many steps halve it."""
     highest = config.learning_rate * (1000 / config.steps) ** 0.25
     if step < config.warmup_steps:
         return highest * (step + 1) / config.warmup_steps
@@ -654,7 +654,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Nothing here touches the training or its chance.
+    time. Special tokens count on neither side. Training goes on as if this had not been.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -672,13 +672,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)
+    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
     return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
 
 
@@ -686,8 +686,8 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
     """Go on from `ids` by up to `max_new_tokens`; each token is read once, then kept in caches.
 
-    What stands before the last `context_length` is forgotten; when the caches are full, half of
-    the context is, and the rest read again, for its keys and values hold what came before.
+    At most `context_length` tokens are remembered. When the caches are full, the older half is
+    dropped and the newer read again, for its keys and values were made from what is gone.
     """
     model.eval()
     ids, read = list(ids), Reader(model)
@@ -717,9 +717,8 @@ def load_checkpoint(run: Run) -> None:
 
 # ---- 13. Training loop ----
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
-    """Move the weights once against the gradient of a batch's loss; return that loss, (), unread:
-    on a GPU to read is to wait. Of several processes, each has a share of the batch."""
-    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    """Move the weights once against the gradient of a batch's loss; return that loss, (), still on
+    the device: to read it is to wait. Of several processes, each has a share of the batch."""
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
@@ -761,6 +760,7 @@ def train(config: Config) -> dict:
                 save_checkpoint(run)
             if run.evaluation_is_due():
                 part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
+                B //= distributed.processes()  # more may not fit
                 run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
