@@ -192,6 +192,18 @@ def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 
 
+def check_name(name: str) -> None:
+    """UserError unless `name` can be that of a folder of results, which --fresh clears."""
+    if name in (".", "..") or not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name {name}: letters, digits, dots and hyphens make a name")
+
+
+def check_texts(sizes: Sequence[float], vocab_size: int) -> None:
+    """UserError unless texts of these `sizes`, in MB, can be had, and a tokenizer of that size."""
+    if not sizes or not all(0 < size < math.inf for size in sizes) or vocab_size < 257:
+        raise UserError("--sizes are one or more numbers above 0, --vocab-size 257 or more")
+
+
 def spread(values: Sequence[float]) -> float:
     """Standard deviation of a sample (n - 1); 0 for one value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0

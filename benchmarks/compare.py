@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.common import (
     RESULTS,
+    check_name,
     fold,
     idea,
     load_version,
@@ -72,6 +73,8 @@ class Options:
             raise UserError("--seeds must be 1 or more, --threads 0 or more")
         budget = f"seconds-{self.seconds:g}" if self.seconds else f"bytes-{self.bytes:.0f}"
         self.name = self.name or (budget if self.seconds or self.bytes else "as-shipped")
+        check_name(self.name)
+        pick_versions(self.versions)
 
 
 # ---- running ----
@@ -234,10 +237,10 @@ def map_embeddings(version: str, folder: Path) -> list[dict]:
 def compare(options: Options) -> dict:
     """Run what is not finished yet, look at all runs, and return what goes into results.json."""
     folder = ROOT / "runs" / "compare" / options.name
+    corpus = load_corpus(options.data)
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     records = run_all(options, folder)
-    corpus = load_corpus(options.data)
     documents = list(read_documents(corpus.val))
     paragraph = next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
     if options.threads:

@@ -33,7 +33,7 @@ from benchmarks.common import (
     what_it_depends_on,
 )
 from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, read_json, write_text
+from shared.files import ROOT, UserError, read_json, write_text
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
@@ -260,7 +260,10 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         results = read_json(RESULTS / options.results / "results.json")
         swept = RESULTS / options.sweep / "results.json"
-        write_text(Path(options.out), page(results, read_json(swept) if swept.exists() else None))
+        swept = read_json(swept) if swept.exists() else None
+        if "exhibits" not in results or (swept and "points" not in swept):
+            raise UserError("--results is of compare.py, --sweep of sweep.py: see --help")
+        write_text(Path(options.out), page(results, swept))
         print(f"wrote {options.out}")
 
 

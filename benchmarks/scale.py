@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from benchmarks.common import (
     RESULTS,
+    check_name,
+    check_texts,
     load_version,
     markdown,
     peak_memory,
@@ -54,6 +56,10 @@ class Options:
     folder: str = tempfile.gettempdir()  # where the text is made
     name: str = "scale"  # of the folder of results
     readme: bool = False  # write the README's table from the results, measure nothing
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_texts(self.sizes, self.vocab_size)
 
 
 def make_text(path: Path, n_bytes: int) -> None:

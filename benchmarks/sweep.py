@@ -29,6 +29,7 @@ from benchmarks.common import (
     STOP,
     VERSIONS,
     RunFailed,
+    check_name,
     fold,
     has_diverged,
     load_version,
@@ -101,6 +102,7 @@ class Options:
             raise UserError("--bytes, --seeds, --jobs and --threads must be more than 0")
         kind = "ablate" if self.ablate else "larger" if self.larger else "sweep"
         self.name = self.name or f"{kind}-{self.version.split('_')[0]}"
+        check_name(self.name)
 
 
 def changed(what: str, factor: float, config: object) -> dict[str, float]:
@@ -123,9 +125,9 @@ def sweep(options: Options) -> dict:
     """Run what is not finished yet, several at a time; what goes into results.json."""
     folder = ROOT / "runs" / options.name
     make_plan = plan_ablations if options.ablate else plan_larger if options.larger else plan
+    points = make_plan(options)
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    points = make_plan(options)
     runs = {}  # a run that several experiments share, the version as it is, is run once
     for point in points:
         for seed in range(options.seeds):
@@ -161,6 +163,8 @@ def plan(options: Options) -> list[dict]:
             settings = full_settings(options, changed(what, factor, config))
             value = settings.get(what, getattr(config, what))
             points.append({"what": what, "value": value, "factor": factor, "options": settings})
+    if not points:
+        raise UserError(f"{options.version} has none of {', '.join(options.what)}")
     return points
 
 

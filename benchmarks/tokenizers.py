@@ -31,7 +31,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, fold, load_version, markdown, short_commit
+from benchmarks.common import (
+    RESULTS,
+    check_name,
+    check_texts,
+    fold,
+    load_version,
+    markdown,
+    short_commit,
+)
 from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
@@ -56,6 +64,12 @@ class Options:
     data: str = ""  # a text file to use in place of this machine's own
     name: str = "tokenizers"  # of the folder of results
     readme: bool = False  # write the README's table from the results, measure nothing
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_texts(self.sizes, self.vocab_size)
+        if self.repeats < 1:
+            raise UserError("--repeats must be 1 or more")
 
 
 # ---- the text ----

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from benchmarks import race
 from benchmarks.common import (
     RESULTS,
+    check_name,
     load_version,
     markdown,
     peak_memory,
@@ -50,6 +51,7 @@ from benchmarks.trainers import (
     parameters,
 )
 from shared.command_line import clear_errors, parse_options
+from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import machine_facts, read_rows
 
@@ -81,6 +83,7 @@ class Options:
     readme: bool = False  # measure nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         counts = (self.seeds, self.nanogpt_steps, self.steps, *self.processes)
         if min(counts) < 1 or self.threads < 0:
             raise UserError(
@@ -274,10 +277,12 @@ def tokens_a_second(folder: Path) -> dict:
 
 def measure(options: Options, folder: Path) -> dict:
     """All that is asked for and not kept in `folder` yet; what goes into results.json."""
-    if options.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     if options.nanogpt:
         load_nanogpt(options.nanogpt)  # a wrong folder is refused before any work
+        load_corpus(options.text)
+    load_corpus(options.data)
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     if options.threads:
         torch.set_num_threads(options.threads)
     names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 import tyro
 
 from shared import distributed
-from shared.corpora import DOWNLOADS
+from shared.corpora import DOWNLOADS, END_OF_TEXT
 from shared.files import UserError, lock, need_package, read_json
 from shared.model_files import read_sizes
 from shared.tokenizer_files import load_hugging_face
@@ -33,6 +34,9 @@ AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "worker
 AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
+# What the system refuses because of what was asked for: wrong names, too small a disk.
+THE_USERS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.ENOSPC}
+THE_USERS |= {errno.ENAMETOOLONG}
 SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
 
 
@@ -64,6 +68,8 @@ def _with_sizes_of(
     sizes = read_sizes(folder)
     folder = str(Path(folder).expanduser().resolve())  # --resume may come from another one
     config = parse_options(config_class, arguments, config_class(init_from=folder, **sizes))
+    if Path(config.out).resolve() == Path(folder):
+        raise UserError(f"--out {config.out} is the folder of --init-from: name another one")
     for name in sizes.keys() - {"context_length"}:  # the only one that may differ
         if getattr(config, name) != sizes[name]:
             option = "--" + name.replace("_", "-")
@@ -89,7 +95,18 @@ def lock_metrics(out: Path) -> IO[str]:
         raise UserError(
             f"another run is writing to {out}: wait for its end or choose another --out"
         )
+    if not _is_still(file, out / "metrics.jsonl"):  # another run has renamed its folder meanwhile
+        file.close()
+        raise UserError(f"another run began in {out} at the same moment: choose another --out")
     return file
+
+
+def _is_still(file: IO, path: Path) -> bool:
+    """Whether the open `file` is what is at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def parse_options(
@@ -164,7 +181,7 @@ def _can_be_a_path(name: str) -> bool:
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 143
-    for SIGTERM, 1 for what the system refuses, or when another process of the run was lost."""
+    for SIGTERM, 1 for what the system fails at, or when another process of the run was lost."""
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
@@ -188,7 +205,7 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
     except OSError as error:
         distributed.tell_error(f"error: {error.strerror or error}: {error.filename or 'a file'}")
-        sys.exit(1)
+        sys.exit(2 if error.errno in THE_USERS else 1)
     except (MemoryError, RuntimeError) as error:
         if distributed.is_of_a_lost_process(error):
             distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
@@ -222,8 +239,16 @@ def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noq
     if config.resume:
         return tokenizer_class.load(Path(config.out) / "tokenizer.json")
     if folder := getattr(config, "init_from", ""):
-        return load_hugging_face(tokenizer_class, Path(folder) / "tokenizer.json")
+        path = Path(folder) / "tokenizer.json"
+        return need_end_of_text(load_hugging_face(tokenizer_class, path), path)
     return None
+
+
+def need_end_of_text(tokenizer: T, path: str | Path) -> T:
+    """`tokenizer`, which is from `path`; UserError if it has no `<|endoftext|>`."""
+    if END_OF_TEXT not in tokenizer.special_tokens:
+        raise UserError(f"{path} has no {END_OF_TEXT}, which separates documents here")
+    return tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -237,5 +262,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def print_text(text: str, end: str = "\n") -> None:
     """Print any text on any terminal: what its encoding lacks becomes a question mark."""
+    if sys.stdout is None:  # closed by who started us
+        return
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)

@@ -99,6 +99,8 @@ def load_corpus(data: str) -> Corpus:
     if not path.exists():
         names = ", ".join(["pydocs", *DOWNLOADS])
         raise UserError(f"--data {data}: no file or folder of that name, nor one of {names}")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"--data {data} is neither a file nor a folder")
     files = [path] if path.is_file() else sorted(_visible_files(path))
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -203,10 +205,13 @@ def _pydocs_documents() -> Iterator[str]:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            yield path
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent) / name for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -> None:

@@ -18,6 +18,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+LONGEST_TOKEN = 1 << 24  # bytes, of a tokenizer that is read
 
 
 class UserError(Exception):
@@ -29,9 +30,11 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file to write to, which takes its place at `path` only when it is whole.
 
     It is written beside `path`, flushed to the disk and renamed, so that a crash, a full disk or a
-    kill leaves what was at `path` before.
+    kill leaves what was at `path` before. UserError if that is no file: a folder, or a device.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file: choose another name to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -114,6 +117,11 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[[dict], T]) -> T
     if saved.get("kind") != kind:
         raise UserError(f"{path} is a tokenizer of kind {saved.get('kind')}, not {kind}")
     try:
+        lengths = [1] * 256  # of tokens in bytes: some sixty merges can make one of any length
+        for left, right in saved.get("merges", ()):
+            lengths.append(lengths[left] + lengths[right])
+        if max(lengths) > LONGEST_TOKEN:
+            raise ValueError(f"a token of {max(lengths)} bytes")
         tokenizer = build(saved)
         json_sha256(tokenizer.to_json())  # damage may show only here
         return tokenizer

@@ -64,6 +64,8 @@ def read_sizes(folder: str | Path) -> dict[str, int | float]:
     path = Path(folder) / "config.json"
     theirs = read_json(path)
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # since transformers 5
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: its rotary positions are {rope}")
     theirs = {"rope_theta": rope.get("rope_theta")} | theirs
     for name, value in FIXED.items():
         if theirs.get(name) != value:
@@ -110,4 +112,6 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         if theirs[qwen3_name(name)].shape != shape:
             found = tuple(theirs[qwen3_name(name)].shape)
             raise UserError(f"{path}: {qwen3_name(name)} is {found}, not {tuple(shape)}")
+        if not theirs[qwen3_name(name)].isfinite().all():
+            raise UserError(f"{path}: {qwen3_name(name)} holds what is no number")
     model.load_state_dict({name: theirs[qwen3_name(name)] for name in ours})

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.command_line import print_text
+from shared.files import UserError
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; blocks are taken together
 
@@ -144,7 +145,12 @@ def print_model(
     the size of its vocabulary."""
     if not config.vocab_size:
         config = replace(config, vocab_size=load_data(config)[0].vocab_size)
-    size = measure(config, model_class, make_optimizers)
+    try:
+        size = measure(config, model_class, make_optimizers)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError("such a model or batch is larger than a computer can address") from None
     print_text(f"{'':28}{'parameters':>15}{'FLOPs a token':>18}")
     for name, count in size.parameters.items():
         print_text(f"{name:28}{count:15,}{size.flops.get(name, 0):18,}")

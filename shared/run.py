@@ -76,7 +76,7 @@ class Run:
         self.version, self.config, self.tokenizer = version, config, tokenizer
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
         self.replica = model
-        self.out = Path(config.out)
+        self.out = Path(config.out).resolve()  # our own folder may be renamed, or be a link
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
         self.device = torch.device(pick_device(config.device))
         keep_freed_memory()
@@ -152,16 +152,20 @@ class Run:
                         f"{path} is of a run with {name.replace('_', '-')} {saved['run'][name]}, "
                         f"not {value}: use the same, or start a new run with another --out"
                     )
-            for part, state in zip(parts, saved["states"]):
+            progress, states = saved["progress"], saved["states"]
+            check_progress(progress)
+            if len(states) < len(parts) or not all(x.isfinite().all() for x in tensors_in(states)):
+                raise ValueError("weights are missing, or no numbers")
+            for part, state in zip(parts, states):
                 part.load_state_dict(state)
-            progress = saved["progress"]
             self.step, self.seconds = progress["step"], progress["seconds"]
-            self.losses = progress["losses"]
-            self.rows = list(progress["rows"])
+            self.losses, self.rows = progress["losses"], progress["rows"]
         except UserError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            raise UserError(f"{path} is no whole checkpoint ({type(error).__name__})") from None
+            other = "" if "context_length" in self.identity else ", or of another --context-length"
+            kind = type(error).__name__
+            raise UserError(f"{path} is no whole checkpoint{other} ({kind})") from None
 
     # -- training --
 
@@ -223,10 +227,9 @@ class Run:
 
     def _keep_earlier_run(self) -> None:
         """Rename the folder of an earlier run: hours of training must not go by a slip."""
-        out = self.out.resolve()
-        names = (out.with_name(f"{out.name}-{n}") for n in itertools.count(1))
+        names = (self.out.with_name(f"{self.out.name}-{n}") for n in itertools.count(1))
         kept = next(path for path in names if not path.exists())
-        out.rename(kept)
+        self.out.rename(kept)
         print_text(f"the earlier run in {self.out} is now in {kept}")
 
     def _announce(self) -> None:
@@ -394,8 +397,12 @@ class Run:
         if not distributed.is_first():
             return
         self.rows.append(row)
-        self.metrics_file.write(json.dumps(row) + "\n")
-        self.metrics_file.flush()
+        try:
+            self.metrics_file.write(json.dumps(row) + "\n")
+            self.metrics_file.flush()
+        except OSError as error:
+            error.filename = str(self.metrics)  # a full disk does not say of which file
+            raise
         if self.events:
             write_events(self.events, row)
         if perf_counter() - self.drawn > DRAW_EVERY:
@@ -528,6 +535,16 @@ def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
     for name, value in row.items():
         if name != "step":
             events.add_scalar(name, value, row["step"])
+
+
+def check_progress(progress: dict) -> None:
+    """ValueError unless each part of it is what `write_checkpoint` wrote."""
+    numbers = progress["seconds"], *progress["losses"]
+    whole = type(progress["step"]) is int and progress["step"] >= 0
+    whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+    whole &= all(type(row.get("step")) is int for row in progress["rows"])
+    if not whole:
+        raise ValueError("no progress of a run")
 
 
 def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401

@@ -84,8 +84,8 @@ def load_gpt2(tokenizer_class: type[T], folder: str | Path) -> T:
     vocab = read_json(path)
     try:
         lines = (Path(folder) / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{folder}/merges.txt cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}/merges.txt cannot be read ({error})") from None
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     return build(tokenizer_class, vocab, merges, path)
 
@@ -145,9 +145,16 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
     saved = read_json(path)
     try:
         model, added = saved["model"], saved["added_tokens"]
-        kinds = (model["type"], (saved["pre_tokenizer"] or {}).get("type"), saved["normalizer"])
-        if kinds != ("BPE", "ByteLevel", None) or saved["pre_tokenizer"]["add_prefix_space"]:
+        split = saved["pre_tokenizer"] or {}
+        kinds = model["type"], split.get("type"), saved["normalizer"]
+        if kinds != ("BPE", "ByteLevel", None):
             raise UserError(f"{path} is no byte-level BPE as GPT-2's: {kinds}")
+        settings = {"add_prefix_space": split["add_prefix_space"]}
+        settings |= {"use_regex": not split.get("use_regex", True)}
+        others = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")
+        for name, value in (settings | {name: model.get(name) for name in others}).items():
+            if value:
+                raise UserError(f"{path} is no byte-level BPE as GPT-2's: {name} is another")
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, AttributeError):
@@ -161,6 +168,6 @@ def build(tokenizer_class: type[T], vocab: dict, merges: list, path: Path) -> T:
         made = {left + right for left, right in merges} | set(BYTES)
         special = [text for text in vocab if text not in made]
         merges, special, first = parts(vocab, merges, special, path)
+        return tokenizer_class(merges, special or [END_OF_TEXT], first)
     except (KeyError, ValueError, TypeError):
         raise UserError(f"{path} is damaged: merges and tokens do not fit together") from None
-    return tokenizer_class(merges, special or [END_OF_TEXT], first)

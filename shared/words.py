@@ -368,6 +368,8 @@ class CutTexts:
     """
 
     def __init__(self, special_tokens: dict[str, int]) -> None:
+        if "" in special_tokens:
+            raise ValueError("a special token of no characters would be everywhere")
         self.special_tokens, self.waiting = special_tokens, deque()
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         self.forget()

@@ -1,8 +1,10 @@
 """Corpora, downloads and token files."""
 
+import errno
 import gzip
 import hashlib
 import http.server
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -157,6 +159,31 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         file.write(b"half of the ne")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_only_files_are_written_over(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UserError, match="is no file"), atomic_write(tmp_path / name) as file:
+            file.write(b"text")
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "pipe"}
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_in_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    write(tmp_path / "texts" / "a.txt", "text")
+    scandir = os.scandir
+
+    def refusing(path):  # as for any user but root, who may read all
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="sub"):
+        load_corpus(str(tmp_path / "texts"))
 
 
 # ---- downloads ----

@@ -1,13 +1,17 @@
 """Every mistake gets one line that says what to do, and exit status 2."""
 
 import json
+import math
 import re
 import shutil
 
 import pytest
+import torch
 from conftest import VERSIONS, by_characters, load_version, small_arguments
 
 from shared import corpora
+from shared.command_line import lock_metrics
+from shared.files import UserError
 
 
 @pytest.fixture
@@ -42,6 +46,8 @@ def complaint(version, arguments, capsys) -> str:
         (["--no-such-option"], "--no-such-option"),
         (["--device", "tpu"], "--device tpu"),
         (["--data", "no-such-corpus"], "no file or folder of that name, nor one of pydocs"),
+        (["--data", "/dev/null"], "neither a file nor a folder"),
+        (["--out", "x" * 300], "File name too long"),
     ],
 )
 def test_wrong_values(version, options, expected, capsys, corpus_file, tmp_path):
@@ -183,6 +189,71 @@ def test_an_earlier_run_is_kept_and_no_mistake_touches_it(version, capsys, run, 
     kept = run.with_name(run.name + "-1")
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert json.loads((run / "config.json").read_text())["seed"] == 9
+
+
+@pytest.mark.parametrize("way", ["the folder we are in", "a link"])
+def test_an_earlier_run_is_kept_wherever_it_is(way, tmp_path, corpus_file, monkeypatch):
+    v0, out, link = load_version("v0_bigram"), tmp_path / "run", tmp_path / "link"
+    out.mkdir()
+    link.symlink_to(out)
+    monkeypatch.chdir(out)
+    for seed in (1, 2):
+        name = "." if way == "the folder we are in" else link
+        v0.main(small_arguments(v0, data=corpus_file, out=name, seed=seed))
+    for seed, folder in enumerate((tmp_path / "run-1", out), start=1):
+        assert json.loads((folder / "config.json").read_text())["seed"] == seed
+        assert (folder / "checkpoint.pt").exists()
+
+
+def test_a_run_that_another_renamed_before_it_was_locked(tmp_path, monkeypatch):
+    def slow(file):  # another process starts a run in the folder before we have the lock
+        (tmp_path / "run").rename(tmp_path / "run-1")
+        return True
+
+    monkeypatch.setattr("shared.command_line.lock", slow)
+    with pytest.raises(UserError, match="at the same moment"):
+        lock_metrics(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved["progress"].update(step=-5),
+        lambda saved: saved["progress"].update(step=1.5),
+        lambda saved: saved["progress"].update(seconds=None),
+        lambda saved: saved["progress"].update(losses=["a"]),
+        lambda saved: saved["progress"].update(rows=[1]),
+        lambda saved: saved["states"].pop(),
+        lambda saved: next(iter(saved["states"][0].values())).fill_(math.nan),
+    ],
+)
+def test_a_checkpoint_of_wrong_values(change, capsys, finished_runs, tmp_path):
+    v4, run = (
+        load_version("v4_modern"),
+        shutil.copytree(finished_runs / "v4_modern", tmp_path / "r"),
+    )
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, run / "checkpoint.pt")
+    assert "no whole checkpoint" in complaint(v4, ["--resume", "--out", run], capsys)
+
+
+def test_tokens_of_any_length_are_refused(capsys, finished_runs, tmp_path):
+    """Sixty merges, each of the last token with itself, make one of 2^60 bytes."""
+    v4, run = (
+        load_version("v4_modern"),
+        shutil.copytree(finished_runs / "v4_modern", tmp_path / "r"),
+    )
+    tokenizer = json.loads((run / "tokenizer.json").read_text())
+    tokenizer["merges"] = [[97, 97], *([i, i] for i in range(256, 315))]
+    (run / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "tokenizer.json is damaged" in complaint(v4, ["--sample", "--out", run], capsys)
+
+
+def test_a_model_that_nothing_can_hold(capsys):
+    v4 = load_version("v4_modern")
+    sizes = ["--context-length", "1000000000000", "--batch-size", "1000000"]
+    assert "larger than a computer" in complaint(v4, ["--print-model", *sizes], capsys)
 
 
 def test_a_folder_that_cannot_be_written_to(version, capsys, corpus_file):

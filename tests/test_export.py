@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, load_version, small_arguments
 from hypothesis import example, given
@@ -137,8 +139,17 @@ def complaint(main, arguments, capsys) -> str:
 
 def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeypatch):
     assert "no finished run" in complaint(export.main, [tmp_path, tmp_path / "out"], capsys)
-    assert "holds a run" in complaint(export.main, [folders[0], folders[0]], capsys)
+    assert "no earlier export" in complaint(export.main, [folders[0], folders[0]], capsys)
     assert "--help" in complaint(export.main, [folders[0]], capsys)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_text("mine")
+    assert "no earlier export" in complaint(export.main, [folders[0], notes], capsys)
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    for change, said in (({"steps": 3}, "trained on"), ({"seconds": "long"}, "json is damaged")):
+        run = shutil.copytree(folders[0], tmp_path / said)
+        (run / "summary.json").write_text(json.dumps(summary | change))
+        assert said in complaint(export.main, [run, tmp_path / "out"], capsys)
     v3 = load_version("v3_alibi")
     v3.main(small_arguments(v3, data=corpus_file, out=tmp_path / "v3"))
     capsys.readouterr()
@@ -167,6 +178,17 @@ def rename_a_weight(folder):
     path.write_bytes(path.read_bytes().replace(b"q_norm", b"r_norm", 1))
 
 
+def spoil_a_weight(folder):
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = math.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def rename_end_of_text(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("endoftext", "end"), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "change, options, said",
     [
@@ -176,11 +198,14 @@ def rename_a_weight(folder):
         (change_config(model_type="llama"), (), "model_type is llama, but v4's is qwen3"),
         (change_config(tie_word_embeddings=True), (), "tie_word_embeddings is True"),
         (change_config(rope_scaling={"rope_type": "yarn"}), (), "rotary positions of type yarn"),
+        (change_config(rope_scaling=[1]), (), "rotary positions are [1]"),
         (change_config(hidden_size=None), (), "does not say hidden_size"),
         (change_config(hidden_size=24), (), "embed_tokens.weight is (300, 16), not (300, 24)"),
         (change_config(num_hidden_layers=1), (), "other weights"),
         (cut_weights, (), "model.safetensors is damaged"),
         (rename_a_weight, (), "other weights"),
+        (spoil_a_weight, (), "norm.weight holds what is no number"),
+        (rename_end_of_text, (), "has no <|endoftext|>"),
         (lambda folder: None, ("--width", "32"), "--width 32: the model has 16"),
     ],
 )
@@ -192,6 +217,13 @@ def test_folders_that_v4_cannot_begin_from(
     arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run", *options]
     assert said in complaint(v4.main, arguments, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_model_to_begin_from_is_not_overwritten(folders, corpus_file, capsys):
+    before = {path.name: path.read_bytes() for path in folders[1].iterdir()}
+    arguments = ["--init-from", folders[1], "--data", corpus_file, "--out", folders[1]]
+    assert "folder of --init-from" in complaint(v4.main, arguments, capsys)
+    assert {path.name: path.read_bytes() for path in folders[1].iterdir()} == before
 
 
 def test_a_context_other_than_the_models(folders):

@@ -17,8 +17,15 @@ from typing import Annotated
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared.command_line import check_config, clear_errors, parse_options, print_text
+from shared.command_line import (
+    check_config,
+    clear_errors,
+    need_end_of_text,
+    parse_options,
+    print_text,
+)
 from shared.corpora import read_pieces
+from shared.files import UserError
 from shared.words import whole_words
 from v4_modern.train import Tokenizer
 
@@ -30,11 +37,23 @@ class Options:
     source: Annotated[str, tyro.conf.Positional]  # a text file
     out: Annotated[str, tyro.conf.Positional]  # the file of tokens to write
     tokenizer: str = ""  # a tokenizer.json of a run of v4; none: learn one
-    vocab_size: int = 10_000  # tokens to learn
+    vocab_size: int = 10_000  # tokens to learn, without --tokenizer
     workers: int = 0  # processes to use; 0: one a core
 
     def __post_init__(self) -> None:
         check_config(self)
+        source, out = Path(self.source), Path(self.out)
+        if not source.is_file():
+            raise UserError(f"{source} is no file: it is read twice, so it cannot be a pipe")
+        if not source.stat().st_size:
+            raise UserError(f"{source} holds no text")
+        if self.tokenizer and self.vocab_size != Options.vocab_size:
+            raise UserError("--vocab-size is of a tokenizer to learn: leave it out, or --tokenizer")
+        if out.is_dir() or not out.name:
+            raise UserError(f"{out} is a folder: name the file to write")
+        paths = source, out, Path(self.tokenizer or out.with_suffix(".json"))
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise UserError(f"{source} would be overwritten, or the tokenizer: name another file")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         out = Path(options.out)
         if options.tokenizer:
-            tokenizer = Tokenizer.load(options.tokenizer)
+            tokenizer = need_end_of_text(Tokenizer.load(options.tokenizer), options.tokenizer)
         else:
             started = perf_counter()
             texts = whole_words(read_pieces(options.source))

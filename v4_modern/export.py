@@ -72,13 +72,19 @@ def export(folder: Path, out: Path) -> None:
     """Write the run in `folder` to `out`; UserError if it is not finished or not v4's."""
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} holds no finished run: train v4 first, or let it end (--resume)")
-    if (out / "checkpoint.pt").exists():
-        raise UserError(f"{out} holds a run: name another folder to export to")
+    if out.is_dir() and any(out.iterdir()) and not (out / "generation_config.json").exists():
+        raise UserError(f"{out} is no earlier export: name a new folder, or an empty one")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     run = Run(VERSION, config, tokenizer, LanguageModel(config))
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
+    if summary.get("steps") != run.step:
+        raise UserError(f"{folder} was trained on after its end: let it end again (--resume)")
+    try:
+        card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"{folder / 'summary.json'} is damaged") from None
     end = tokenizer.special_tokens[END_OF_TEXT]
     ends = {"bos_token_id": end, "eos_token_id": end}
     sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
@@ -98,7 +104,6 @@ def export(folder: Path, out: Path) -> None:
             "model_max_length": config.context_length,
         },
     )
-    card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
     write_text(out / "README.md", card)
 
 

@@ -1,0 +1,47 @@
+"""v4_modern/encode.py: what it writes, and what it must not write over."""
+
+import os
+
+import pytest
+from test_errors import complaint
+
+from v4_modern import encode
+from v4_modern.train import Tokenizer
+
+TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 20
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "text.json").write_text(TEXT)
+    (tmp_path / "nothing.txt").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    Tokenizer.train([TEXT], 270).save("learned.json")
+    Tokenizer.train([TEXT], 270, special_tokens=["<|end|>"]).save("other.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("text.txt text.txt", "overwritten"),
+        ("text.json text.bin", "overwritten"),  # by the tokenizer, text.json
+        ("text.txt new.json", "overwritten"),
+        ("text.txt learned.json --tokenizer learned.json", "overwritten"),
+        ("text.txt folder/../learned.json --tokenizer learned.json", "overwritten"),
+        ("text.txt folder", "folder"),
+        ("text.txt .", "folder"),
+        ("pipe new.bin", "cannot be a pipe"),
+        ("nowhere.txt new.bin", "no file"),
+        ("nothing.txt new.bin", "no text"),
+        ("text.txt new.bin --tokenizer learned.json --vocab-size 300", "--vocab-size"),
+        ("text.txt new.bin --tokenizer other.json", "has no <|endoftext|>"),
+    ],
+)
+def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert said in complaint(encode, arguments.split(), capsys)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
