@@ -16,7 +16,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) times `weight` (C,), for x (..., C)."""
     if x.is_cpu and torch.is_grad_enabled():
         return RootMeanSquare.apply(x, weight, eps)
-    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():  # float32 else
+    # CUDA's autocast would make it float32, since torch 2.12.
+    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
         return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
 
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
 CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
+NOT_GPT2S = ("add_prefix_space", "continuing_subword_prefix", "end_of_word_suffix")
+NOT_GPT2S += ("ignore_merges", "dropout")  # settings that others' tokenizer.json may have
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
 
@@ -149,12 +151,11 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
         kinds = model["type"], split.get("type"), saved["normalizer"]
         if kinds != ("BPE", "ByteLevel", None):
             raise UserError(f"{path} is no byte-level BPE as GPT-2's: {kinds}")
-        settings = {"add_prefix_space": split["add_prefix_space"]}
-        settings |= {"use_regex": not split.get("use_regex", True)}
-        others = ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")
-        for name, value in (settings | {name: model.get(name) for name in others}).items():
-            if value:
-                raise UserError(f"{path} is no byte-level BPE as GPT-2's: {name} is another")
+        settings = {"use_regex": True} | split | model
+        others = [name for name in NOT_GPT2S if settings.get(name)]
+        if others or not settings["use_regex"]:
+            name = others[0] if others else "use_regex"
+            raise UserError(f"{path} is no byte-level BPE as GPT-2's: its {name} differs")
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, AttributeError):

@@ -138,7 +138,7 @@ class Tokenizer:
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
 
         The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
-        are counted once. A merge changes the counts of no other pairs than those beside it. So the
+        are counted once (delta-BPE): a merge changes the counts of those beside it alone. So the
         count of a pair in the heap is right or too high; if it is too high when its turn comes, it
         is put back. Most pairs are rare and never have a turn: the heap holds those more frequent
         than `least`; when it is empty, `least` falls, and rarer ones follow.
@@ -193,7 +193,7 @@ class Tokenizer:
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
         starts = np.append(0, ends[:-1])
-        ids, place = np.argsort(list(self.first))[text], np.arange(len(text))
+        ids, place = np.argsort(list(self.first))[text], np.arange(len(text))  # inverts `first`
         ids[0] = ids[ends] = none
         for word in np.flatnonzero(ends - starts > 128):
             long = ids[starts[word] + 1 : ends[word]]
