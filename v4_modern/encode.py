@@ -49,8 +49,8 @@ class Options:
             raise UserError(f"{source} holds no text")
         if self.tokenizer and self.vocab_size != Options.vocab_size:
             raise UserError("--vocab-size is of a tokenizer to learn: leave it out, or --tokenizer")
-        if out.is_dir() or not out.name:
-            raise UserError(f"{out} is a folder: name the file to write")
+        if out.exists() and not out.is_file():
+            raise UserError(f"{out} is no file: choose another name to write to")
         paths = source, out, Path(self.tokenizer or out.with_suffix(".json"))
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{source} would be overwritten, or the tokenizer: name another file")
