@@ -28,13 +28,14 @@ from benchmarks.trainers import (
     load_nanogpt,
     parameters,
 )
-from shared.command_line import print_text
+from shared.command_line import pick_dtype, print_text
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError
 
 NANOGPT, SUBWORDS, CHARACTERS = "nanoGPT", "v4", "v4, characters"
 OURS = (SUBWORDS, CHARACTERS)
 UNCOMPILED = "nanoGPT, not compiled"
+ALIKE = "nanoGPT, its products of v4's dtype"
 # v4 in nanoGPT's hidden shape: SwiGLU's three matrices are as large as nanoGPT's two of 4 x 128.
 # A vocabulary of the bytes and <|endoftext|> leaves no merges.
 AS_NANOGPT = {"vocab_size": 257, "context_length": 64, "batch_size": 12, "n_layers": 4}
@@ -113,6 +114,8 @@ class Race:
         if "step_seconds" not in self.kept:
             trainers = {who: self.trainer(who, 0, self.steps) for who in (NANOGPT, *OURS)}
             self.kept["parameters"] = {who: parameters(t) for who, t in trainers.items()}
+            self.kept["dtype"] = pick_dtype("auto", torch.device("cpu"))
+            trainers[ALIKE] = self.trainer(NANOGPT, 0, self.steps, dtype=self.kept["dtype"])
             self.kept["step_turns"] = STEP_TURNS
             work = {who: trainer.train_step for who, trainer in trainers.items()}
             self.kept["step_seconds"] = interleave(work, STEP_TURNS, "steps in turn")
@@ -275,6 +278,9 @@ def report(kept: dict, steps: int) -> str:
         ratio = f" ({written[who] / written[NANOGPT]:.1f} times)" if who in OURS else ""
         return f"{written[who]:,.0f}{ratio}"
 
+    def times_alike(who: str) -> float:
+        return kept["step_seconds"][who] / kept["step_seconds"][ALIKE]
+
     table = [
         ["", NANOGPT, "v4 as shipped", "v4 by characters, in nanoGPT's shape"],
         line("parameters", lambda who: f"{kept['parameters'][who]:,}"),
@@ -282,6 +288,7 @@ def report(kept: dict, steps: int) -> str:
         line("tokenizer and encoding, seconds", of_ours(lambda who: f"{made[who]['seconds']:.2f}")),
         line("milliseconds a step", lambda who: f"{1000 * kept['step_seconds'][who]:.1f}"),
         line("a step, times nanoGPT's", lambda who: f"{rows[who]['step_ratio']:.2f}"),
+        line(f"the same, times nanoGPT's in {kept['dtype']}", lambda w: f"{times_alike(w):.2f}"),
         line("steps to nanoGPT's last bits per byte", if_reached(lambda row: f"{row['steps']:,}")),
         line("their bits per byte", if_reached(lambda row: tell_bits(row["reached"]))),
         line("their seconds", if_reached(lambda row: f"{row['seconds']:.1f}")),
@@ -317,7 +324,9 @@ def report(kept: dict, steps: int) -> str:
         f"standard deviation of {seeds} seeds, on the last tenth of `{text['name']}` "
         f"({text['val_bytes']:,} bytes, sha256 {text['sha256'][:12]}), all of it. Seconds are "
         f"steps × the median seconds of a step ({kept['step_turns']} turns, the trainers "
-        "alternating in one process), and for v4 the making of its tokenizer. v4's rate ends at "
+        "alternating in one process), and for v4 the making of its tokenizer. Products of matrices "
+        f"are of {kept['dtype']} in v4, of float32 in nanoGPT, whose train.py knows no other on a "
+        "CPU, but in the row that says so. v4's rate ends at "
         f"zero, so each number of steps is complete runs; those tried are {GRID - 1:.0%} apart. "
         f"Its rates by characters ({rates}) were chosen on `pydocs`."
     )

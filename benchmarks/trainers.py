@@ -118,10 +118,11 @@ class NanoGPTTrainer:
         val_tokens: np.ndarray,
         val_bytes: int,  # of the validation text without its first character, which is given
         block_size: int = NANOGPT_SHAPE["block_size"],
+        dtype: str = "float32",  # of matrix products; its train.py knows no other on a CPU
     ) -> None:
         self.train_tokens, self.val_tokens, self.val_bytes = train_tokens, val_tokens, val_bytes
         self.seed, self.steps, self.step = seed, steps, 0
-        self.block_size = block_size
+        self.block_size, self.dtype = block_size, dtype
         torch.manual_seed(seed)
         shape = NANOGPT_SHAPE | {"block_size": block_size, "vocab_size": vocab_size}
         with redirect_stdout(io.StringIO()):  # it tells its size
@@ -145,7 +146,8 @@ class NanoGPTTrainer:
         chance = np.random.default_rng((self.seed, self.step))
         windows = random_windows(self.train_tokens, NANOGPT_BATCH, self.block_size + 1, chance)
         inputs, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()  # (B, T)
-        _, loss = self.model.train()(inputs, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            _, loss = self.model.train()(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), NANOGPT_CLIP)
         self.optimizer.step()

@@ -50,7 +50,7 @@ from benchmarks.trainers import (
     load_nanogpt,
     parameters,
 )
-from shared.command_line import clear_errors, parse_options
+from shared.command_line import clear_errors, parse_options, pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import machine_facts, read_rows
@@ -151,9 +151,9 @@ def count_flops(trainer: V4Trainer) -> dict[str, float]:
         return split_step(trainer, counter.get_total_flops)
 
 
-def matrix_peak(size: int) -> float:
-    """FLOP/s of one product of two square float32 matrices."""
-    left, right, out = (torch.ones(size, size) for _ in range(3))
+def matrix_peak(size: int, dtype: str) -> float:
+    """FLOP/s of one product of two square matrices."""
+    left, right, out = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(3))
     started = time.perf_counter()
     torch.mm(left, right, out=out)
     return 2 * size**3 / (time.perf_counter() - started)
@@ -162,13 +162,13 @@ def matrix_peak(size: int) -> float:
 def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]:
     """The median seconds of a step's parts, and the best FLOP/s of matrix products made between
     the steps, in the same minute."""
-    taken, peak = [], 0.0
+    taken, peak, dtype = [], 0.0, pick_dtype(trainer.config.dtype, trainer.device)
     for step in tqdm(range(-WARM_UP, steps), desc="steps", leave=False):
         parts = split_step(trainer, time.perf_counter)
         if step >= 0:
             taken.append(parts)
         if step % PEAK_EVERY == 0:
-            peak = max(peak, *map(matrix_peak, PEAK_SIZES))
+            peak = max(peak, *(matrix_peak(size, dtype) for size in PEAK_SIZES))
     return {part: median(each[part] for each in taken) for part in taken[0]}, peak
 
 
@@ -231,6 +231,7 @@ def measure_alone(options: Options) -> dict:
     return {
         "data": Path(options.data).name,
         "machine": machine_facts(),
+        "dtype": pick_dtype("auto", torch.device("cpu")),
         "bytes_a_token": bytes_a_token,
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
@@ -382,8 +383,8 @@ def report_alone(alone: dict) -> str:
         f"{markdown(table)}\n\n{markdown(facts)}\n\nv4 as it ships ({alone['parameters']:,} "
         f"parameters, {alone['tokens_a_step']:,} tokens a step) on `{alone['data']}`; medians of "
         f"{alone['steps']} steps, so the parts make the whole only about; the products are of "
-        f"float32 matrices of {' and '.join(map(str, PEAK_SIZES))} rows, the best of those made "
-        f"between the steps; {on_machine(alone['machine'])}"
+        f"{alone['dtype']} matrices, {' and '.join(map(str, PEAK_SIZES))} rows, the best of those "
+        f"made between the steps; {on_machine(alone['machine'])}"
     )
 
 

@@ -234,6 +234,19 @@ def pick_device(name: str) -> str:
     return name
 
 
+def pick_dtype(name: str, device: torch.device) -> str:
+    """What `--dtype name` means on a device: "auto" is bfloat16 where the device computes in it,
+    else float32, for emulated it is many times slower; float32 on Apple's GPUs, too."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        of_cpu = torch.cpu.get_capabilities()
+        has = device.type == "cpu" and (of_cpu.get("avx512_bf16") or of_cpu.get("amx_bf16"))
+    return "bfloat16" if has else "float32"
+
+
 def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
     """With --resume the tokenizer of the run that goes on, with --init-from that of the model."""
     if config.resume:

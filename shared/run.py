@@ -29,7 +29,13 @@ import torch
 from tqdm import tqdm
 
 from shared import distributed
-from shared.command_line import encode_prompt, lock_metrics, pick_device, print_text
+from shared.command_line import (
+    encode_prompt,
+    lock_metrics,
+    pick_device,
+    pick_dtype,
+    print_text,
+)
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.files import (
     ROOT,
@@ -52,7 +58,7 @@ Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a 
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
-    *("print_model", "init_from"),
+    *("print_model", "init_from", "dtype"),
 }
 
 
@@ -449,7 +455,7 @@ class Run:
 
     # -- the end --
 
-    def finish(self, generate: Generate, corpus_tokens: int, dtype: str = "float32") -> dict:
+    def finish(self, generate: Generate, corpus_tokens: int) -> dict:
         """Write summary.json, samples.txt and loss.png, print what they say, return the summary.
 
         `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
@@ -460,7 +466,7 @@ class Run:
             return {}
         sample = "".join(self.write(generate))
         self._check_folder()
-        summary = self._summary(corpus_tokens, dtype)
+        summary = self._summary(corpus_tokens)
         write_text(self.out / "samples.txt", sample + "\n")
         self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
         write_json(self.out / "summary.json", summary)  # the last one: it says that all is there
@@ -477,7 +483,7 @@ class Run:
         distributed.wait()
         return summary
 
-    def _summary(self, corpus_tokens: int, dtype: str) -> dict:
+    def _summary(self, corpus_tokens: int) -> dict:
         config, corpus = self.config, self.corpus
         tokens = self.step * self._tokens_a_step()
         return {
@@ -501,7 +507,7 @@ class Run:
             **self.scores,
             "device": str(self.device),
             "processes": distributed.processes(),
-            "dtype": dtype,
+            "dtype": pick_dtype(getattr(config, "dtype", "float32"), self.device),
             "seed": config.seed,
             **machine_facts(),
         }

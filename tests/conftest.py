@@ -72,6 +72,7 @@ SMALL = {
     "checkpoint_every": 4,
     "max_new_tokens": 20,
     "device": "cpu",
+    "dtype": "float32",  # as exact as on any machine
 }
 
 

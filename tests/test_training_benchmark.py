@@ -29,6 +29,7 @@ ALONE = {
     "bytes_a_token": 2.5,
     "seconds": SECONDS,
     "flops": FLOPS,
+    "dtype": "float32",
     "peak_flops_a_second": 8e9,
     "written_a_second": {"cache": 600.0, "no cache": 100.0},
     "written": {"tokens": 500, "context": 256},
@@ -52,7 +53,13 @@ RACE = {
     },
     "parameters": {race.NANOGPT: 800, race.SUBWORDS: 1300, race.CHARACTERS: 900},
     "step_turns": 100,
-    "step_seconds": {race.NANOGPT: 0.05, race.SUBWORDS: 0.1, race.CHARACTERS: 0.08},
+    "dtype": "bfloat16",
+    "step_seconds": {
+        race.NANOGPT: 0.05,
+        race.SUBWORDS: 0.1,
+        race.CHARACTERS: 0.08,
+        race.ALIKE: 0.04,
+    },
     "compiled_step_seconds": {
         race.NANOGPT: 0.04,
         race.SUBWORDS: 0.08,
@@ -112,6 +119,7 @@ def test_the_race_by_hand():
     assert "| **share of nanoGPT's seconds** | **1.000** | **0.600** | not reached |" in text
     assert "seconds** | 2.500 ± 0.707 | 1.500 ± 0.707 | diverged, 1 of 2 |" in text
     assert "| their bits per byte | 2.500 ± 0.707 | 2.450 ± 0.071 | not reached |" in text
+    assert "| the same, times nanoGPT's in bfloat16 | 1.25 | 2.50 | 2.00 |" in text
     assert "| a compiled step, times nanoGPT's not compiled | 0.80 | 1.60 | 1.20 |" in text
     assert "| the same, times nanoGPT's compiled | 1.00 | 2.00 | 1.50 |" in text
     assert "| 100 |  | 550 (5.5 times) |" in text and "2 seeds" in text

@@ -2,7 +2,8 @@
 
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens; token
 files read lazily; RMSNorm, rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no
-biases: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; cached generation.
+biases: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; mixed precision;
+cached generation.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -83,6 +84,7 @@ class Config:
     workers: int = 0  # processes that turn text into tokens; 0: one a core
     seed: int = 0  # of everything random
     device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of products; auto: as the device can
     init_from: str = ""  # a folder of export.py, whose model and tokenizer to begin with
     tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
     print_model: bool = False  # show what model and memory the options make, and end
@@ -637,16 +639,6 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 # ---- 10. Evaluation ----
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16; where that is emulated, it is many times slower."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def mixed_precision(device: torch.device) -> AbstractContextManager:
-    """Matrix products in bfloat16 where the device has it; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
-
-
 @torch.no_grad()
 def evaluate(
     model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
@@ -659,8 +651,7 @@ def evaluate(
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
     for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
-        with mixed_precision(device):
-            logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V), uncompiled
+        logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V), uncompiled
         losses = cross_entropy(logits, targets.to(device), reduction="none").cpu()
         nats += losses[lengths[targets] > 0].sum().item()
         n_bytes += lengths[targets].sum().item()
@@ -716,6 +707,13 @@ def load_checkpoint(run: Run) -> None:
 
 
 # ---- 13. Training loop ----
+def mixed_precision(device: torch.device, config: Config) -> AbstractContextManager:
+    """Matrix products of numbers in `config.dtype`, of 8 bits in bfloat16, summed in float32. All
+    else is float32, the weights too, or small changes were lost (Micikevicius et al. 2018)."""
+    dtype = command_line.pick_dtype(config.dtype, device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     """Move the weights once against the gradient of a batch's loss; return that loss, (), still on
     the device: to read it is to wait. Of several processes, each has a share of the batch."""
@@ -726,7 +724,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
             distributed.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
         )
         last = (batch + 1) % batches == 0
-        with mixed_precision(run.device), distributed.averaging(run.replica, now=last):
+        with mixed_precision(run.device, config), distributed.averaging(run.replica, now=last):
             logits = run.replica.train()(inputs).float()  # (B, T, V)
         loss = cross_entropy(logits, targets) / batches
         loss.backward()
@@ -737,7 +735,8 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
         for group in optimizer.param_groups:
             group["lr"] = rate * ratio * group.get("scale", 1)
-        optimizer.step()
+        with mixed_precision(run.device, config):
+            optimizer.step()
     return total
 
 
@@ -769,8 +768,7 @@ def train(config: Config) -> dict:
             started = perf_counter()
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
-    dtype = "bfloat16" if has_bfloat16(run.device) else "float32"
-    return run.finish(generate, len(train_tokens), dtype)
+    return run.finish(generate, len(train_tokens))
 
 
 # ---- 14. Command line ----
