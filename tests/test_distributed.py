@@ -368,7 +368,7 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
 def test_a_step_on_a_gpu_waits_for_nothing(corpus_file, tmp_path):
     files = {"data": str(corpus_file), "out": str(tmp_path)}
     # Of more than 4,096 tokens torch's embedding makes its gradient in another way.
-    config = small_config(v4, **files, device="cuda", steps=30, batch_size=600)
+    config = small_config(v4, **files, device="cuda", dtype="auto", steps=30, batch_size=600)
     tokenizer, corpus, tokens, _ = v4.load_data(config)
     model = v4.LanguageModel(config)
     run = Run("v4_modern", config, tokenizer, model, [], corpus)
@@ -393,7 +393,7 @@ def test_a_gpu_learns_what_a_cpu_does(corpus_file, tmp_path):
     for device in ("cpu", "cuda"):
         out = str(tmp_path / device)
         options = {"data": str(corpus_file), "out": out, "device": device, "steps": 60}
-        bits[device] = v4.train(small_config(v4, **options))["bits_per_byte"]
+        bits[device] = v4.train(small_config(v4, dtype="auto", **options))["bits_per_byte"]
     assert bits["cuda"] == pytest.approx(bits["cpu"], rel=0.02)  # of bfloat16's 8 bits
 
 
@@ -402,7 +402,7 @@ def test_two_gpus_train_as_one(corpus_file, tmp_path):
     train = str(ROOT / "v4_modern" / "train.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, launcher in (("one", []), ("two", torchrun)):
-        arguments = arguments_for(corpus_file, tmp_path / name, device="cuda")
+        arguments = arguments_for(corpus_file, tmp_path / name, device="cuda", dtype="auto")
         subprocess.run([sys.executable, *launcher, train, *arguments], check=True)
     losses, others = (state(tmp_path / name)[0] for name in ("one", "two"))
     assert losses == pytest.approx(others, rel=0.02)

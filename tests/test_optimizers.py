@@ -93,6 +93,18 @@ def test_orthogonalize(rows, columns, seed):
         close(after, U @ torch.diag(s) @ Vh, 2e-3)
 
 
+def test_in_bfloat16_it_moves_singular_values_as_far():
+    """Those that 8 bits can tell: each product adds about a 2^9th of the highest."""
+    for rows, columns in ((128, 128), (128, 344), (344, 128)):
+        x = torch.linalg.qr(torch.randn(4, max(rows, columns), min(rows, columns)))[0]
+        x = (x if rows > columns else x.mT) * torch.linspace(0.1, 1, columns)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = v4.orthogonalize(x)
+        assert y.dtype == torch.bfloat16
+        values = torch.linalg.svdvals(y.float())
+        assert 0.5 < values.min() and values.max() < 1.6
+
+
 def test_no_odd_quintics_bring_singular_values_nearer_to_one():
     """An odd polynomial of degree 5 is the nearest to 1 if it is farthest from it four times, by as
     much, above and below in turn (Chebyshev); then the next step's interval is what it leaves."""
