@@ -735,7 +735,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
         for group in optimizer.param_groups:
             group["lr"] = rate * ratio * group.get("scale", 1)
-        with mixed_precision(run.device, config):
+        with mixed_precision(run.device, config):  # of Muon's products
             optimizer.step()
     return total
 
