@@ -288,6 +288,7 @@ def measure(options: Options, folder: Path) -> dict:
         torch.set_num_threads(options.threads)
     names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")
     asked = {name: getattr(options, name) for name in names}
+    asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows of another do not go with ours
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {"options": asked}
     if results["options"] != asked:
