@@ -83,9 +83,9 @@ def learned_positions(v4: ModuleType) -> None:
         def add_places(self, _: nn.Module, ids: tuple[Tensor], x: Tensor) -> Tensor:
             return x + self.places.weight[self.first : self.first + x.shape[1]]
 
-        def forward(self, ids: Tensor, caches: list | None = None) -> Tensor:
+        def forward(self, ids: Tensor, caches: list | None = None, **targets: Tensor) -> Tensor:
             self.first = caches[0].length if caches else 0
-            return super().forward(ids, caches)
+            return super().forward(ids, caches, **targets)
 
     v4.LanguageModel = LanguageModel
 

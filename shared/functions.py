@@ -1,4 +1,4 @@
-"""Two functions with gradients of their own, for speed: what v4 computes, it says itself.
+"""Two functions of v4 whose gradients are written out, for speed.
 
 Torch finds gradients by itself, an operation at a time. Written as one formula they take half the
 time on a CPU, where every operation goes through memory once more.

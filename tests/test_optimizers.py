@@ -25,12 +25,25 @@ def test_cross_entropy_equals_torchs(n, V, scale, seed):
     targets = torch.randint(V, (n, 3))
     ours, theirs = (
         v4.cross_entropy(logits.clone(), targets),  # it overwrites them
-        F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(n, 3),
     )
     close(ours, theirs)
-    close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
-    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(n, 3)
-    close(v4.cross_entropy(logits.clone(), targets, reduction="none"), each)
+    close(*(torch.autograd.grad(losses.mean(), logits)[0] for losses in (ours, theirs)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_has_the_same_loss_and_gradients(dtype):
+    """As torch.compile takes it apart; what it makes of the parts needs a compiler."""
+    model, config = random_model(v4)
+    ids, targets = torch.randint(config.vocab_size, (2, 3, 16))
+    compiled = torch.compile(model.train(), backend="aot_eager", fullgraph=True)
+    results = []
+    for forward in (model, compiled):
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            loss = forward(ids, targets=targets)
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for ours, theirs in zip(*results):
+        close(ours, theirs, 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def same_start(seed=0, shapes=((4, 3), (5,), (1, 7))):
@@ -196,6 +209,14 @@ def test_rates_fall_with_length_and_width(tmp_path):
     assert rates[id(model.embedding.weight)] == config.learning_rate
     matrix = model.blocks[0].attention.query.weight
     assert rates[id(matrix)] == pytest.approx(config.muon_learning_rate)
+
+
+def test_optimizers_do_as_their_options_say():
+    model, config = random_model(v4, weight_decay=0.15)
+    adamw, muon = v4.make_optimizers(model, config)
+    assert {g["weight_decay"] for o in (adamw, muon) for g in o.param_groups} == {0.15}
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.95)}
+    assert {group["momentum"] for group in muon.param_groups} == {0.9}
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatch):

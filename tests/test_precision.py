@@ -1,13 +1,16 @@
 """--dtype: what "auto" means on a device, and that bfloat16 learns what float32 does."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load_version, small_config
+from conftest import load_version, random_model, small_config
 from test_distributed import arguments_for, needs_fork, state, together
 
+from benchmarks.faults import equal
 from shared.command_line import pick_dtype
+from shared.run import Run
 
 v4 = load_version("v4_modern")
 
@@ -42,13 +45,44 @@ def test_bfloat16_learns_what_float32_does(corpus_file, tmp_path):
     assert scores["bfloat16"] != scores["float32"]
 
 
+def test_products_are_in_bfloat16_and_nothing_else(monkeypatch):
+    model, config = random_model(v4, dtype="bfloat16")
+    optimizers, dtypes = v4.make_optimizers(model, config), []
+    orthogonalize, cross_entropy = v4.orthogonalize, v4.cross_entropy
+
+    def seen(*x):
+        dtypes.append(x[0].dtype)
+        return x
+
+    monkeypatch.setattr(v4, "orthogonalize", lambda x: seen(orthogonalize(x))[0])
+    monkeypatch.setattr(v4, "cross_entropy", lambda *x: cross_entropy(*seen(*x)))
+    model.head.register_forward_hook(lambda *x: seen(x[2]) and None)
+    model.norm.register_forward_pre_hook(lambda _, x: seen(*x) and None)  # the residual stream
+    device = torch.device("cpu")
+    run = SimpleNamespace(model=model, replica=model, step=0, device=device, optimizers=optimizers)
+    v4.training_step(run, torch.randint(config.vocab_size, (200,)).numpy(), config)
+    stream, logits, scored, *updates = dtypes
+    assert (stream, logits, scored) == (torch.float32, torch.bfloat16, torch.float32)
+    assert updates and set(updates) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 @needs_fork
 def test_two_processes_exchange_bfloat16(corpus_file, tmp_path):
-    def work(_):
+    def work(rank):
         os.environ["LADDER_CACHE"] = str(tmp_path / "cache")
+        finish = Run.finish
+
+        def finished(run, *rest):
+            torch.save(run.model.state_dict(), tmp_path / f"weights{rank}")
+            return finish(run, *rest)
+
+        Run.finish = finished
         v4.main(arguments_for(corpus_file, tmp_path / "two", dtype="bfloat16"))
 
     ends = together(2, tmp_path, work)
     assert [end.status for end in ends] == [0, 0], ends[0].err + ends[1].err
+    first, second = (torch.load(tmp_path / f"weights{rank}", weights_only=True) for rank in (0, 1))
+    assert equal(first, second)
     v4.main(arguments_for(corpus_file, tmp_path / "one", dtype="bfloat16"))
     assert state(tmp_path / "two")[0] == pytest.approx(state(tmp_path / "one")[0], rel=0.02)

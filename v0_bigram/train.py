@@ -207,8 +207,8 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
-    return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
+    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.no_grad()

@@ -468,24 +468,25 @@ class LanguageModel(nn.Module):
                 nn.init.uniform_(parameter, -limit, limit)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) of the token that follows each.
-
-        With `caches`, one a block, the ids go on from those that the caches have seen.
-        """
+    def forward(
+        self, ids: Tensor, caches: list[Cache] | None = None, targets: Tensor | None = None
+    ) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) of the token that follows each, or, for `targets` (B, T),
+        their mean loss, (): made here, it is compiled, too. With `caches`, one a block, the ids go
+        on from those that the caches have seen."""
         x = self.embedding(ids)  # (B, T, C)
         turn = self.position(caches[0].length if caches else 0, ids.shape[1])
         for i, block in enumerate(self.blocks):
             x = block(x, turn, caches[i] if caches else None)
-        return self.head(self.norm(x))
+        logits = self.head(self.norm(x))
+        return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
 
 # ---- 9. Optimizer and schedule ----
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Nats for `targets` (...) under `logits` (..., V), which it overwrites: log sum exp(x) - x[t],
-    which is -log softmax(x)[t]. Their mean, or, with "none", each."""
-    losses = nats_of(logits, targets)
-    return losses.mean() if reduction == "mean" else losses
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats for each of the `targets` (...) under `logits` (..., V), which it overwrites:
+    log sum exp(x) - x[t], which is -log softmax(x)[t]."""
+    return nats_of(logits, targets)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -652,7 +653,7 @@ def evaluate(
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
     for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
         logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V), uncompiled
-        losses = cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        losses = cross_entropy(logits, targets.to(device)).cpu()
         nats += losses[lengths[targets] > 0].sum().item()
         n_bytes += lengths[targets].sum().item()
     return nats, n_bytes
@@ -669,8 +670,8 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    total = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
-    return int(torch.searchsorted(total, total[-1] * torch.rand(1, generator=generator)))
+    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.inference_mode()
@@ -708,8 +709,8 @@ def load_checkpoint(run: Run) -> None:
 
 # ---- 13. Training loop ----
 def mixed_precision(device: torch.device, config: Config) -> AbstractContextManager:
-    """Matrix products of numbers in `config.dtype`, of 8 bits in bfloat16, summed in float32. All
-    else is float32, the weights too, or small changes were lost (Micikevicius et al. 2018)."""
+    """Matrix products, and what lies between two, in `config.dtype`. Weights, residual stream and
+    loss are float32, or small changes would be lost (Micikevicius et al. 2018, section 3.1)."""
     dtype = command_line.pick_dtype(config.dtype, device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -725,8 +726,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
         )
         last = (batch + 1) % batches == 0
         with mixed_precision(run.device, config), distributed.averaging(run.replica, now=last):
-            logits = run.replica.train()(inputs).float()  # (B, T, V)
-        loss = cross_entropy(logits, targets) / batches
+            loss = run.replica.train()(inputs, targets=targets) / batches
         loss.backward()
         total += loss.detach()
     clip_grad_norm(run.model.parameters(), config.clip_norm)
