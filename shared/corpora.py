@@ -273,7 +273,8 @@ def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
 def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
     """Record two whole files of documents as a corpus."""
     corpus = Corpus(name, *_measure(train, val))
-    facts = asdict(corpus) | {"train": train.name, "val": val.name}
+    sizes = [path.stat().st_size for path in (train, val)]  # with separators
+    facts = asdict(corpus) | {"train": train.name, "val": val.name, "sizes": sizes}
     write_json(folder / "corpus.json", facts)
 
 
@@ -304,9 +305,9 @@ def _open_corpus(folder: Path) -> Corpus:
     try:
         facts = read_json(folder / "corpus.json")
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
+        sizes = [facts[name].stat().st_size for name in ("train", "val")]
+        whole = facts.pop("sizes", sizes) == sizes
         corpus = Corpus(**facts)
-        sizes = [path.stat().st_size for path in (corpus.train, corpus.val)]
-        whole = sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
         if sum(sizes) <= CHECKED_BYTES:
             whole = Corpus(corpus.name, *_measure(corpus.train, corpus.val)) == corpus
     except (KeyError, TypeError, ValueError, OSError, UserError):

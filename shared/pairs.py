@@ -144,7 +144,7 @@ class LinkedWords:
         self, places: np.ndarray, *tokens: np.ndarray
     ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, np.ndarray]]]:
         """Put together the `places` (N,) where the same `tokens` (N,) are: the tokens of each group
-        and how often they occur, (G,); of frequent ones, the number of the group and its places."""
+        and how often they occur, (groups,); of frequent ones, the group's number and its places."""
         tokens = [column.astype(self.small, copy=False) for column in tokens]
         order = np.lexsort(tokens)  # radix sort
         places, tokens = places.take(order), [column.take(order) for column in tokens]

@@ -102,7 +102,7 @@ class Run:
         self.identity = {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
         self.identity |= dataclasses.asdict(config) | {"corpus": corpus and corpus.sha256}
         if corpus is None:  # to sample; models without learned positions read any length
-            del self.identity["context_length"]
+            del self.identity["context_length"], self.identity["seed"]
 
     # -- checkpoints --
 
@@ -198,8 +198,9 @@ class Run:
 
     def _open_folder(self) -> None:
         """Put into the folder what a run begins with."""
+        anything_to_keep = self._holds_a_run() and not self.config.resume
         self.metrics_file = lock_metrics(self.out)
-        if self.checkpoint.exists() and not self.config.resume:
+        if anything_to_keep:
             self.metrics_file.close()  # Windows does not rename a folder with an open file
             self._keep_earlier_run()
             self.metrics_file = lock_metrics(self.out)
@@ -231,12 +232,20 @@ class Run:
         if not self.metrics.exists():
             raise UserError(f"{self.out} is gone: it was moved or removed during the run")
 
+    def _holds_a_run(self) -> bool:
+        """Whether the folder has files of a run, or of the same names: but for those of a run that
+        ended before its first checkpoint, when no row was in metrics.jsonl yet."""
+        begun = self.metrics.exists() and not self.metrics.stat().st_size
+        names = {"config.json", "tokenizer.json", "metrics.jsonl"} if not begun else set()
+        names |= {"checkpoint.pt", "summary.json", "samples.txt", "loss.png"}
+        return any((self.out / name).exists() for name in names)
+
     def _keep_earlier_run(self) -> None:
         """Rename the folder of an earlier run: hours of training must not go by a slip."""
         names = (self.out.with_name(f"{self.out.name}-{n}") for n in itertools.count(1))
         kept = next(path for path in names if not path.exists())
         self.out.rename(kept)
-        print_text(f"the earlier run in {self.out} is now in {kept}")
+        print_text(f"what was in {self.out} is now in {kept}")
 
     def _announce(self) -> None:
         config, corpus, n = self.config, self.corpus, distributed.processes()

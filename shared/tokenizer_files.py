@@ -19,6 +19,7 @@ HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
 CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
 NOT_GPT2S = ("add_prefix_space", "continuing_subword_prefix", "end_of_word_suffix")
 NOT_GPT2S += ("ignore_merges", "dropout")  # settings that others' tokenizer.json may have
+NOT_LITERAL = ("lstrip", "rstrip", "single_word")  # and of their added tokens
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
 
@@ -157,6 +158,10 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
             name = others[0] if others else "use_regex"
             raise UserError(f"{path} is no byte-level BPE as GPT-2's: its {name} differs")
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        made = {left + right for left, right in merges} | set(BYTES)
+        for token in added:
+            if token["content"] in made or any(map(token.get, NOT_LITERAL)):
+                raise UserError(f"{path} looks for {token['content']!r} in another way than ours")
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no tokenizer.json") from None

@@ -192,7 +192,7 @@ def whole_words(
     texts: Iterable[str], special_tokens: Iterable[str] = (END_OF_TEXT,)
 ) -> Iterator[bytes]:
     """The `texts` joined and cut anew, into UTF-8 of about PIECE bytes that ends where words end,
-    and not within a special token. UserError if a word does not end for LONGEST_WORD bytes."""
+    and not within a special token. UserError if no word ends for LONGEST_WORD bytes more."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
     rest, enough, done, held = bytearray(), PIECE, 0, ""

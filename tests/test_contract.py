@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,10 +259,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         patch.setattr(Run, "log_step", interrupt)
         version.train(small_config(version, **options))
     assert stop.value.code == 130
-    assert weights(tmp_path / "broken")["progress"]["step"] == step
+    saved = weights(tmp_path / "broken")
+    assert saved["progress"]["step"] == step
+    saved["progress"]["seconds"] += 1000
+    torch.save(saved, tmp_path / "broken" / "checkpoint.pt")
     version.main(["--resume", "--out", options["out"]])
     whole = uninterrupted / version.__name__.removeprefix("ladder_")
     assert equal(read_run(whole), read_run(tmp_path / "broken"))
+    summary = json.loads((tmp_path / "broken" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["seconds"] > 1000
 
 
 def test_batches_are_windows_of_the_text(version):
@@ -280,6 +286,12 @@ def test_batches_are_windows_of_the_text(version):
 
 
 # ---- sampling ----
+
+
+def test_no_point_draws_what_is_left_out(version, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.zeros(1))
+    config = small_config(version, temperature=1.0, top_k=1)
+    assert version.draw(torch.tensor([0.0, 3.0, 2.0]), config, torch.Generator()) == 1
 
 
 def test_sampling_options(version):
@@ -304,6 +316,7 @@ def test_generation_stops_and_is_seeded(version):
     ids = list(version.generate(model, [0, 5], config, stop=-1))
     assert len(ids) == 40 and all(0 <= i < config.vocab_size for i in ids)
     assert ids == list(version.generate(model, [0, 5], config, stop=-1))
+    assert ids != list(version.generate(model, [0, 5], replace(config, seed=1), stop=-1))
     assert list(version.generate(model, [0, 5], config, stop=ids[7])) == ids[: ids.index(ids[7])]
     long_prompt = [i % config.vocab_size for i in range(100)]
     assert len(list(version.generate(model, long_prompt, config, stop=-1))) == 40
@@ -319,8 +332,10 @@ def test_resume_sample_and_prompt_by_command_line(version, corpus_file, tmp_path
     version.main(["--sample", "--out", out, "--prompt", "the cat", "--max-new-tokens", "5"])
     printed = capsys.readouterr().out
     assert printed.startswith("the cat")
-    version.main(["--sample", "--out", out, "--prompt", "the cat", "--max-new-tokens", "5"])
-    assert capsys.readouterr().out == printed
+    for seed, same in ((0, True), (1, False)):
+        options = ["--sample", "--out", out, "--prompt", "the cat", "--seed", str(seed)]
+        version.main([*options, "--max-new-tokens", "5"])
+        assert (capsys.readouterr().out == printed) is same
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_resumes(version, tmp_path):

@@ -79,7 +79,8 @@ def test_a_corpus_is_prepared_once_and_again_when_it_changes(tmp_path):
     first = load_corpus(str(path))
     stamp = first.train.stat().st_mtime_ns
     assert load_corpus(str(path)) == first and first.train.stat().st_mtime_ns == stamp
-    write(path, "other text\n" * 20)
+    write(path, "same text\n" * 20)  # and as long
+    os.utime(path, (2e9, 2e9))
     assert load_corpus(str(path)).sha256 != first.sha256
 
 
@@ -123,6 +124,16 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, complaint):
     with pytest.raises(UserError, match=complaint):
         load_corpus(str(tmp_path / "a.txt"))
         raise AssertionError("prepared, although it cannot be used")
+
+
+@pytest.mark.parametrize("name", ["train.txt", "val.txt"])
+def test_of_a_large_corpus_the_sizes_are_looked_at(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(corpora, "CHECKED_BYTES", 0)
+    source = str(write(tmp_path / "a.txt", "some text\n" * 20))
+    path = load_corpus(source).train.with_name(name)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is damaged: delete it and run again"):
+        load_corpus(source)
 
 
 @pytest.mark.parametrize("name", ["corpus.json", "train.txt", "val.txt"])
@@ -434,7 +445,7 @@ def test_end_of_text_is_not_cut_where_a_piece_of_a_file_ends(size, tmp_path, mon
     v4 = load_version("v4_modern")
     learned, *_ = v4.load_data(v4.Config(data=str(source), vocab_size=1000, workers=1))
     encode.main([str(source), str(out), "--workers", "1"])
-    for tokenizer in (learned, v4.Tokenizer.load(out.with_suffix(".json"))):
+    for tokenizer in (learned, v4.Tokenizer.load(f"{out}.json")):
         assert set(b"".join(tokenizer.vocab[256:-1])) == set(b"ab")
 
 

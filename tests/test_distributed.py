@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, load_version, small_arguments, small_config
 
 from shared import distributed, model_table
-from shared.files import UserError
+from shared.files import UserError, read_json
 from shared.run import LOG_EVERY, Run
 
 v4 = load_version("v4_modern")
@@ -132,6 +132,8 @@ def test_two_processes_train_as_one_and_only_one_writes(corpus_file, tmp_path, w
     assert ", 2 processes" in first.out and second.err == ""
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in whole[0].iterdir()}
     assert_close(whole[0], tmp_path / "run")
+    for folder in (whole[0], tmp_path / "run"):
+        assert read_json(folder / "summary.json")["train_tokens"] == 9 * 4 * 16 * whole[1]
 
 
 @needs_fork
@@ -358,6 +360,9 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
         T, inner = config.context_length, config.n_heads * config.head_size
         flops += 12 * config.n_layers * inner * T  # attention (Chowdhery et al. 2022, B)
         assert run._speed()["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
+        monkeypatch.setattr(distributed, "processes", lambda: 4)
+        mfu = run._speed_of(4 * 64e9)["mfu"]  # on four GPUs
+        assert mfu == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         run.metrics_file.close()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
     for device in ("cuda", "cpu"):

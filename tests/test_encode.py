@@ -5,6 +5,8 @@ import os
 import pytest
 from test_errors import complaint
 
+from shared.files import json_sha256
+from shared.tokens import open_token_file
 from v4_modern import encode
 from v4_modern.train import Tokenizer
 
@@ -15,7 +17,7 @@ TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 20
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
-    (tmp_path / "text.json").write_text(TEXT)
+    (tmp_path / "text.bin.json").write_text(TEXT)
     (tmp_path / "nothing.txt").touch()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -28,8 +30,7 @@ def folder(tmp_path, monkeypatch):
     "arguments, said",
     [
         ("text.txt text.txt", "overwritten"),
-        ("text.json text.bin", "overwritten"),  # by the tokenizer, text.json
-        ("text.txt new.json", "overwritten"),
+        ("text.bin.json text.bin", "overwritten"),  # by the tokenizer
         ("text.txt learned.json --tokenizer learned.json", "overwritten"),
         ("text.txt folder/../learned.json --tokenizer learned.json", "overwritten"),
         ("text.txt folder", "folder is no file"),
@@ -46,3 +47,13 @@ def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, c
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert said in complaint(encode, arguments.split(), capsys)
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("options", ["--vocab-size 275", "--tokenizer learned.json"])
+def test_the_tokens_are_of_the_text_and_of_the_tokenizer(options, folder):
+    encode.main(["text.txt", "new.bin", *options.split()])
+    name = "learned.json" if "learned" in options else "new.bin.json"
+    tokenizer = Tokenizer.load(folder / name)
+    assert tokenizer.vocab_size == (270 if "learned" in options else 275)
+    tokens = open_token_file(folder / "new.bin", json_sha256(tokenizer.to_json()))
+    assert tokenizer.decode(tokens) == "<|endoftext|>" + TEXT

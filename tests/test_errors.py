@@ -191,6 +191,19 @@ def test_an_earlier_run_is_kept_and_no_mistake_touches_it(version, capsys, run, 
     assert json.loads((run / "config.json").read_text())["seed"] == 9
 
 
+@pytest.mark.parametrize(
+    "left", [{"summary.json", "samples.txt"}, {"metrics.jsonl"}, {"config.json", "tokenizer.json"}]
+)
+def test_what_is_left_of_a_run_or_is_called_so_is_kept(version, run, corpus_file, left):
+    for path in run.iterdir():
+        if path.name not in left:
+            path.unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    version.main(small_arguments(version, data=corpus_file, out=run))
+    kept = run.with_name(run.name + "-1")
+    assert before.items() <= {path.name: path.read_bytes() for path in kept.iterdir()}.items()
+
+
 @pytest.mark.parametrize("way", ["the folder we are in", "a link"])
 def test_an_earlier_run_is_kept_wherever_it_is(way, tmp_path, corpus_file, monkeypatch):
     v0, out, link = load_version("v0_bigram"), tmp_path / "run", tmp_path / "link"

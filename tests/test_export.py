@@ -31,7 +31,8 @@ SIZES = {"vocab_size": 300, "context_length": 48, "n_heads": 4, "n_kv_heads": 2}
 def folders(tmp_path_factory, corpus_file):
     """A run with random weights (trained ones are still almost zero), and its export."""
     run_folder, out = (tmp_path_factory.mktemp("export") / name for name in ("run", "model"))
-    v4.main(small_arguments(v4, data=corpus_file, out=run_folder, **SIZES))
+    sampling = {"top_k": 7, "top_p": 0.9, "max_new_tokens": 21}
+    v4.main(small_arguments(v4, data=corpus_file, out=run_folder, **SIZES, **sampling))
     _, run = open_run("v4_modern", run_folder)
     torch.manual_seed(0)
     for parameter in run.model.parameters():
@@ -97,7 +98,10 @@ def test_the_same_ids(run, folders):
 
 
 def test_their_own_settings_and_our_numbers(run, theirs, folders):
-    assert theirs.generation_config.do_sample and theirs.generation_config.temperature == 0.8
+    sampling = theirs.generation_config
+    assert sampling.do_sample and (sampling.temperature, sampling.top_k) == (0.8, 7)
+    assert (sampling.top_p, sampling.max_new_tokens) == (0.9, 21)
+    assert sampling.eos_token_id == theirs.config.eos_token_id
     assert theirs.config.max_position_embeddings == 48
     card = (folders[1] / "README.md").read_text(encoding="utf-8")
     summary = json.loads((folders[0] / "summary.json").read_text())

@@ -102,6 +102,8 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
             lambda saved: saved["model"].update(end_of_word_suffix="</w>"),
             "its end_of_word_suffix differs",
         ),
+        (lambda saved: saved["added_tokens"][0].update(lstrip=True), "another way"),
+        (lambda saved: saved["added_tokens"].append({"id": 97, "content": "a"}), "another way"),
         (lambda saved: saved["added_tokens"].append({"id": 301, "content": ""}), "ids are not"),
         (lambda saved: saved["model"]["vocab"].pop("Ġthe"), "do not fit|ids are not"),
         (lambda saved: saved["model"]["vocab"].update(a=7, b=7), "do not fit|ids are not"),

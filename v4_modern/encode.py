@@ -4,7 +4,7 @@
     python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
 
 The file of tokens is described in shared/tokens.py. Without a tokenizer, one is learned from the
-text and kept beside the tokens, as my_text.json.
+text and kept beside the tokens, as my_text.bin.json.
 """
 
 import os
@@ -51,9 +51,14 @@ class Options:
             raise UserError("--vocab-size is of a tokenizer to learn: leave it out, or --tokenizer")
         if out.exists() and not out.is_file():
             raise UserError(f"{out} is no file: choose another name to write to")
-        paths = source, out, Path(self.tokenizer or out.with_suffix(".json"))
+        paths = source, out, Path(self.tokenizer or self.learned)
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{source} would be overwritten, or the tokenizer: name another file")
+
+    @property
+    def learned(self) -> str:
+        """Where a tokenizer that was learned is kept: no two files of tokens share it."""
+        return self.out + ".json"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
             started = perf_counter()
             texts = whole_words(read_pieces(options.source))
             tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
-            tokenizer.save(out.with_suffix(".json"))
+            tokenizer.save(options.learned)
             tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(there are no more pairs to merge; {options.vocab_size:,} were asked)")
