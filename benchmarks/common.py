@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from shared import command_line
+from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run, read_rows
 
@@ -220,6 +221,16 @@ def fold(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
+def check_alike(runs: list[dict], corpus: Corpus) -> None:
+    """UserError unless all `runs` are of this corpus, and those of a version of one dtype: some may
+    have been kept from before."""
+    dtypes = {(run["version"], run["dtype"]) for run in runs}
+    if len(dtypes) > len({version for version, _ in dtypes}):
+        raise UserError("kept runs are in another --dtype than this machine's: use --fresh")
+    if any(run["corpus"]["sha256"] != corpus.sha256 for run in runs):
+        raise UserError(f"kept runs are of a {corpus.name} that has changed since: use --fresh")
+
+
 def what_it_depends_on(results: dict, runs: list[dict]) -> str:
     """Budget, text, seeds, machine and commit of the `runs`, in a line."""
     first = runs[0]
@@ -230,11 +241,18 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
         budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
     seeds = len({run["seed"] for run in runs})
     commits = ", ".join(sorted({short_commit(run["commit"]) for run in runs}))
+    dtypes = {}  # who computes in which
+    for run in runs:
+        dtypes.setdefault(run["dtype"], set()).add(run["version"])
+    products = " and ".join(
+        dtype if len(dtypes) == 1 else f"{dtype} ({', '.join(sorted(who))})"
+        for dtype, who in sorted(dtypes.items())
+    )
     return (
         f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
         f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
         f"{first['corpus']['sha256'][:12]}); Python {first['python']}, torch {first['torch']}, "
-        f"CPU threads: {first['threads']}, commit {commits}."
+        f"CPU threads: {first['threads']}, matrix products in {products}, commit {commits}."
     )
 
 

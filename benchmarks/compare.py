@@ -9,6 +9,7 @@ and results.json go to benchmarks/results/<name>/. Stopped, the same command goe
 finished run. `--readme` trains nothing: it writes the tables from results.json, the README's too.
 """
 
+import html
 import math
 import shutil
 import sys
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.common import (
     RESULTS,
+    check_alike,
     check_name,
     fold,
     idea,
@@ -39,7 +41,7 @@ from benchmarks.common import (
     what_it_depends_on,
 )
 from shared.command_line import clear_errors, parse_options
-from shared.corpora import load_corpus, read_documents
+from shared.corpora import Corpus, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import read_rows
 
@@ -144,7 +146,7 @@ def run_one(
     return record
 
 
-def run_all(options: Options, folder: Path) -> list[dict]:
+def run_all(options: Options, folder: Path, corpus: Corpus) -> list[dict]:
     """The record of each run, seed by seed, so that early results cover all versions."""
     runs = plan(options, folder)
     todo = [(version, seed) for seed in range(options.seeds) for version in runs]
@@ -162,6 +164,7 @@ def run_all(options: Options, folder: Path) -> list[dict]:
 
             last = run_one(version, seed, runs[version], folder, options, show)
             records.append(last)
+            check_alike(records, corpus)
             bar.write(
                 f"{version}, seed {seed}: {last['steps']:,} steps in {last['seconds']:.1f} s of "
                 f"training, {last['bits_per_byte']:.4f} bits per byte",
@@ -180,7 +183,7 @@ def read_beyond(version: str, folder: Path) -> dict:
     The same tokens are scored at each length, all of the validation text. `reads` is the context
     that the model uses: 1 where nothing before the last token changes what it says.
     """
-    module, run = open_run(version, folder)
+    module, run = open_run(version, folder, device="cpu")
     config, tokenizer = run.config, run.tokenizer
     _, _, _, tokens = module.load_data(replace(run.config, resume=True))  # its own tokenizer
     window = torch.from_numpy(tokens[: config.context_length].astype(np.int64))[None]
@@ -217,7 +220,7 @@ def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragrap
 
 def map_embeddings(version: str, folder: Path) -> list[dict]:
     """The embeddings of the most frequent tokens on their two main axes (PCA)."""
-    module, run = open_run(version, folder)
+    module, run = open_run(version, folder, device="cpu")
     if not hasattr(run.model, "embedding"):
         return []
     _, _, tokens, _ = module.load_data(replace(run.config, resume=True))  # its own tokenizer
@@ -240,7 +243,7 @@ def compare(options: Options) -> dict:
     corpus = load_corpus(options.data)
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    records = run_all(options, folder)
+    records = run_all(options, folder, corpus)
     documents = list(read_documents(corpus.val))
     paragraph = next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
     if options.threads:
@@ -377,13 +380,22 @@ def beyond_table(rows: list[dict]) -> str:
     return markdown(table) + "\n\nNot beyond: " + " ".join(others) if others else markdown(table)
 
 
+def written(exhibits: dict[str, dict]) -> str:
+    """What the first run of each version makes of the first prompt."""
+    samples = {version: next(iter(seen["samples"].values())) for version, seen in exhibits.items()}
+    return "\n\n".join(
+        f"{version}:\n\n<pre>{html.escape(text)}</pre>" for version, text in samples.items()
+    )
+
+
 def report(results: dict) -> str:
-    """The tables, as they stand in table.md and in the README."""
+    """The tables, as they stand in table.md and in the README, and what the versions write."""
     rows = summarize(results)
     return "\n\n".join(
         [
             ladder_table(rows),
             what_it_depends_on(results, results["runs"]),
+            fold("What they write", written(results["exhibits"])),
             fold("All that was measured", measure_table(rows)),
             fold("Bits per byte beyond the training context", beyond_table(rows)),
         ]

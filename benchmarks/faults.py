@@ -147,7 +147,7 @@ class Outcome:
     said: str  # on stdout, but for the phases
     errors: str  # on stderr
     phases: list[tuple[str, float]]  # (name, seconds) of each phase that ended
-    ended_in: str  # the phase in which it ended, or "between"
+    ended_in: str  # the phase in which it ended, or "between phases"
 
 
 def start(
@@ -174,7 +174,7 @@ def start(
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
-    said, phases, begun, where = [], [], {}, "between"
+    said, phases, begun, where = [], [], {}, "between phases"
     count = 0
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -197,7 +197,7 @@ def start(
                         process.send_signal(fault[3])
                 elif event == "end":
                     phases.append((phase, time.perf_counter() - begun[phase]))
-                    where = "between"
+                    where = "between phases"
                 else:
                     said.append(line)
             process.wait()
@@ -321,10 +321,10 @@ def kill(subject: Subject, chance: random.Random, options: Options) -> Trials:
             outcome = start(subject, out, fault)
             if outcome.status != -KILL:
                 break  # it ended before that moment came
-            yield f"kill in {outcome.ended_in}", "gone on", damaged_files(out)
+            yield f"kill in {outcome.ended_in}", "resumed", damaged_files(out)
         start(subject, out)
         lost = difference(subject.folder / "untouched" / "run", out / "run")
-        yield "the run after its kills", "gone on", lost
+        yield "the run after its kills", "resumed", lost
 
 
 def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
@@ -341,10 +341,10 @@ def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
                 lost = f"status {outcome.status}: {outcome.errors[-200:]}"
             elif fault[0] in ("step", "checkpoint") and "--resume" not in outcome.said:
                 lost = "does not say how to go on"
-            yield f"{signal.Signals(number).name} in {fault[0]}", "gone on", lost
+            yield f"{signal.Signals(number).name} in {fault[0]}", "resumed", lost
         start(subject, out)
         lost = difference(subject.folder / "untouched" / "run", out / "run")
-        yield "the run after its stops", "gone on", lost
+        yield "the run after its stops", "resumed", lost
 
 
 def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
@@ -367,7 +367,7 @@ def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
                 lost = lost or "the checkpoint before"
         start(subject, out)
         lost = lost or difference(whole / "run", out / "run")
-        yield "disk full", "refused, then gone on" if outcome.status else "fitted", lost
+        yield "disk full", "refused, then resumed" if outcome.status else "fitted", lost
 
 
 def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials:
@@ -416,7 +416,7 @@ def two(subject: Subject, chance: random.Random, options: Options) -> Trials:
         first.kill()
         first.communicate()
     status, _, errors = call(subject, [*subject.arguments(out, steps=10**7 + 1), "--resume"], 3)
-    yield "after a killed one", "gone on", "" if status == 0 else errors[-200:]
+    yield "after a killed one", "resumed", "" if status == 0 else errors[-200:]
 
 
 def files(subject: Subject, chance: random.Random, options: Options) -> Trials:

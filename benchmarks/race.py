@@ -70,7 +70,9 @@ class Race:
         self.train_text, self.val_text = text[:cut], text[cut:]
         sha256 = hashlib.sha256(text.encode("utf-8")).hexdigest()
         sizes = {"val_bytes": len(self.val_text.encode("utf-8")), "bytes": len(text.encode())}
-        kept["text"] = {"name": corpus.name, "sha256": sha256} | sizes
+        facts = {"name": corpus.name, "sha256": sha256} | sizes
+        if kept.setdefault("text", facts) != facts:
+            raise UserError(f"--text {corpus.name} has changed since it was begun: use --fresh")
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         characters, ids = np.unique(codes, return_inverse=True)
         self.n_characters, self.characters = len(characters), (ids[:cut], ids[cut:])
@@ -290,8 +292,8 @@ def report(kept: dict, steps: int) -> str:
         line("a step, times nanoGPT's", lambda who: f"{rows[who]['step_ratio']:.2f}"),
         line(f"the same, times nanoGPT's in {kept['dtype']}", lambda w: f"{times_alike(w):.2f}"),
         line("steps to nanoGPT's last bits per byte", if_reached(lambda row: f"{row['steps']:,}")),
-        line("their bits per byte", if_reached(lambda row: tell_bits(row["reached"]))),
-        line("their seconds", if_reached(lambda row: f"{row['seconds']:.1f}")),
+        line("bits per byte after those steps", if_reached(lambda row: tell_bits(row["reached"]))),
+        line("seconds for those steps", if_reached(lambda row: f"{row['seconds']:.1f}")),
         line("**share of nanoGPT's seconds**", if_reached(lambda row: f"**{row['share']:.3f}**")),
         line("steps in nanoGPT's seconds", lambda who: f"{rows[who]['equal_steps']:,}"),
         line("**bits per byte in nanoGPT's seconds**", lambda who: tell_bits(rows[who]["equal"])),

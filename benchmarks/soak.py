@@ -61,7 +61,7 @@ def measure_child() -> None:
             point = {"step": run.step, "step_seconds": (time.process_time() - started) / every}
             points.append(point | process_state())
             if run.step % (10 * every) == 0:
-                module.sample(run)
+                "".join(run.write(module.generate))
             started = time.process_time()
 
     Run.log_step = measured

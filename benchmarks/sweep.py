@@ -29,6 +29,7 @@ from benchmarks.common import (
     STOP,
     VERSIONS,
     RunFailed,
+    check_alike,
     check_name,
     fold,
     has_diverged,
@@ -42,6 +43,7 @@ from benchmarks.common import (
     what_it_depends_on,
 )
 from shared.command_line import clear_errors, parse_options
+from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, json_sha256, read_json, write_json
 
 FACTORS = {
@@ -53,9 +55,9 @@ FACTORS = {
 # v4's rates are for any length and size, by the rule in its file: so no factor should be better
 # than 1, whatever is ten times as large. What that changes, with "bytes" of text as a factor.
 LARGER = {
-    "learning rate as shipped": {},
-    "learning rate, ten times the steps": {"bytes": 10},
-    "learning rate, ten times the parameters": {
+    "learning rate, short runs": {},
+    "learning rate, ten times as long": {"bytes": 10},
+    "learning rate, ten times as large": {
         "width": 448,
         "n_layers": 5,
         "n_heads": 7,
@@ -75,7 +77,7 @@ class Options:
     version: str = VERSIONS[-1]  # which to sweep
     what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
     ablate: bool = False  # take parts away instead; --what: muon rope ... (ablations.py)
-    larger: bool = False  # only the rates, as they ship, in a longer run, and in a larger model
+    larger: bool = False  # only the rates, in short and in longer runs, and in a larger model
     bytes: float = 400_000  # of training text for each run
     seeds: int = 3  # runs of each value
     data: str = "pydocs"  # the corpus, as for the versions
@@ -125,7 +127,7 @@ def sweep(options: Options) -> dict:
     """Run what is not finished yet, several at a time; what goes into results.json."""
     folder = ROOT / "runs" / options.name
     make_plan = plan_ablations if options.ablate else plan_larger if options.larger else plan
-    points = make_plan(options)
+    points, corpus = make_plan(options), load_corpus(options.data)
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     runs = {}  # a run that several experiments share, the version as it is, is run once
@@ -141,6 +143,7 @@ def sweep(options: Options) -> dict:
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
                 runs[jobs[job]] = job.result()
+                check_alike([run for run in runs.values() if "version" in run], corpus)
         except BaseException:
             STOP.set()
             pool.shutdown(cancel_futures=True)
@@ -179,7 +182,7 @@ def plan_ablations(options: Options) -> list[dict]:
 
 
 def plan_larger(options: Options) -> list[dict]:
-    """The rates times each factor: as the version ships, in a longer run, and in a larger model."""
+    """The rates times each factor: in short runs, in longer ones, and in a larger model."""
     config = load_version(options.version).Config()
     points = []
     for what, larger in tqdm(LARGER.items(), desc="preparing", leave=False):
@@ -271,7 +274,7 @@ def title(what: str) -> str:
 
 
 def table(what: str, rows: list[dict]) -> str:
-    head = [title(what).lower(), "times", "steps", "parameters", "seconds", "bits per byte"]
+    head = [title(what).lower(), "× default", "steps", "parameters", "seconds", "bits per byte"]
     cells = [head]
     for row in rows:
         bits = row["diverged"] and f"diverged, {row['diverged']}"
@@ -298,7 +301,7 @@ def report(results: dict) -> str:
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
     says = "Diverged: a loss that is no number, or is above an untrained model's in the last steps."
     if any("bytes" in LARGER.get(what, {}) for what in whats):
-        says = f"Ten times the steps see ten times the text. {says}"
+        says = f"Ten times as long: of as many times the steps and the text. {says}"
     depends = f"{what_it_depends_on(results, runs)} {says}"
     return "\n\n".join([findings, depends, fold("The tables", tables)])
 

@@ -50,6 +50,7 @@ from benchmarks.trainers import (
     load_nanogpt,
     parameters,
 )
+from shared import model_table
 from shared.command_line import clear_errors, parse_options, pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
@@ -184,28 +185,37 @@ def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
     return V4Trainer(config, tokenizer, *splits), corpus.train_bytes / len(splits[0])
 
 
-def memory_of_training(data: str, threads: int) -> dict[str, int]:
-    """Bytes that this process holds at most in some steps of v4, and how many more than before."""
+def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict[str, int]:
+    """Bytes that this process holds at most in some steps of v4, those it held before, and those
+    that a step keeps as --print-model tells."""
     torch.set_num_threads(threads)
     before = peak_memory()
-    trainer, _ = make_v4(data)
+    trainer, _ = make_v4(data, **options)
     for _ in range(MEMORY_STEPS):
         trainer.train_step()
-    return {"peak": peak_memory(), "more": peak_memory() - before}
+    peak, module = peak_memory(), trainer.module
+    size = model_table.measure(trainer.config, module.LanguageModel, module.make_optimizers)
+    return {"before": before, "kept": size.memory, "peak": peak}
 
 
-def measure_step(trainer: V4Trainer, steps: int) -> dict:
-    """The seconds and FLOPs of a step's parts, and how many FLOP/s there are to be had."""
+def measure_step(data: str, steps: int, **options: int) -> dict:
+    """The seconds and FLOPs of a step's parts, how many FLOP/s there are to be had, and memory."""
+    trainer, bytes_a_token = make_v4(data, **options)
     config = trainer.config
     seconds, peak = time_steps(trainer, steps)
+    spawn = multiprocessing.get_context("spawn")  # a process whose memory is its own
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        memory = pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
     return {
         "steps": steps,
         "width": config.width,
         "parameters": parameters(trainer),
         "tokens_a_step": config.batch_size * config.context_length * config.accumulation_steps,
+        "bytes_a_token": bytes_a_token,
         "seconds": seconds,
         "flops": count_flops(trainer),
         "peak_flops_a_second": peak,
+        "memory": memory,
     }
 
 
@@ -214,29 +224,22 @@ def measure_wider(options: Options, times: int) -> dict:
     config = load_version(V4).Config()
     names = ("width", "n_heads", "n_kv_heads", "feed_forward_size", "batch_size")
     wider = {name: times * getattr(config, name) for name in names}
-    trainer, _ = make_v4(options.data, **wider)
-    return measure_step(trainer, WIDER_STEPS)
+    return measure_step(options.data, WIDER_STEPS, **wider)
 
 
 def measure_alone(options: Options) -> dict:
     """v4 as it ships: the parts of a step, FLOPs, tokens written a second, memory."""
-    trainer, bytes_a_token = make_v4(options.data)
-    measured = measure_step(trainer, options.steps)
+    measured = measure_step(options.data, options.steps)
     writer, _ = make_v4(options.data, context_length=WRITTEN_CONTEXT, max_new_tokens=WRITTEN)
     work = {"cache": writer.write, "no cache": writer.write_uncached}
     written = interleave(work, WRITE_TURNS, "writing in turn")
-    spawn = multiprocessing.get_context("spawn")  # a process whose memory is its own
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        memory = pool.submit(memory_of_training, options.data, torch.get_num_threads()).result()
     return {
         "data": Path(options.data).name,
         "machine": machine_facts(),
         "dtype": pick_dtype("auto", torch.device("cpu")),
-        "bytes_a_token": bytes_a_token,
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
-        "memory": memory,
     }
 
 
@@ -355,7 +358,7 @@ def report_alone(alone: dict) -> str:
         gflop = alone["flops"][part] / 1e9
         cells = [f"{1000 * seconds:.1f}", f"{of['shares'][part]:.1%}"]
         table.append([part, *cells, f"{gflop:.2f}" if gflop else ""])
-    written, lengths, memory = alone["written_a_second"], alone["written"], alone["memory"]
+    written, lengths = alone["written_a_second"], alone["written"]
     facts = [
         ["of v4", ""],
         ["tokens a second", f"{of['tokens_a_second']:,.0f}"],
@@ -374,11 +377,6 @@ def report_alone(alone: dict) -> str:
             f"{written['cache']:,.0f}, {written['cache'] / written['no cache']:.1f} times the "
             f"{written['no cache']:,.0f} without cache",
         ],
-        [
-            "peak memory of training",
-            f"{memory['peak'] / 1e6:,.0f} MB, {memory['more'] / 1e6:,.0f} MB of it more than "
-            "before the first step",
-        ],
     ]
     return (
         f"{markdown(table)}\n\n{markdown(facts)}\n\nv4 as it ships ({alone['parameters']:,} "
@@ -390,17 +388,24 @@ def report_alone(alone: dict) -> str:
 
 
 def report_wider(rows: list[dict]) -> str:
-    """The share of the machine's peak, the wider the model the more."""
-    table = [["width", "parameters", "tokens a step", "milliseconds", "of the peak", "MFU"]]
+    """The share of the machine's peak, the wider the model the more; and the memory."""
+    head = ["width", "parameters", "tokens a step", "milliseconds", "GFLOP/s (of the peak)"]
+    head += ["of the model alone (MFU)", "MB before", "MB kept in a step", "MB at most"]
+    table = [head]
     for row in rows:
         of = summarize(row)
         sizes = [f"{row[name]:,}" for name in ("width", "parameters", "tokens_a_step")]
-        shares = [f"{of['utilization']:.0%}", f"{of['model_utilization']:.0%}"]
-        table.append([*sizes, f"{1000 * row['seconds'][WHOLE]:,.0f}", *shares])
+        speeds = [
+            f"{of['flops_a_second'] / 1e9:,.0f} ({of['utilization']:.0%})",
+            f"{of['model_flops_a_second'] / 1e9:,.0f} ({of['model_utilization']:.0%})",
+        ]
+        memory = [f"{row['memory'][name] / 1e6:,.0f}" for name in ("before", "kept", "peak")]
+        table.append([*sizes, f"{1000 * row['seconds'][WHOLE]:,.0f}", *speeds, *memory])
     return (
         f"{markdown(table)}\n\nHeads, feed-forward and batch grow with the width; medians of "
         f"{rows[-1]['steps']} steps of the wider ones, the peak measured between the steps as "
-        "above."
+        "above. MB of a process: before it has a model; kept in a step, as `--print-model` "
+        "tells; and the most that it holds."
     )
 
 

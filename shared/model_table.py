@@ -54,6 +54,11 @@ class ModelSize:
     optimizer_state: int
     activations: int  # what forward and loss keep for the backward pass of a batch
 
+    @property
+    def memory(self) -> int:
+        """Bytes of all that is kept in a step."""
+        return self.weights + self.gradients + self.optimizer_state + self.activations
+
 
 def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> ModelSize:  # noqa: ANN401
     """The size of the model that `config` asks for, and of its training in float32 on a CPU."""
@@ -162,7 +167,8 @@ def print_model(
         "gradients": size.gradients,
         "optimizer state": size.optimizer_state,
         f"activations of {batch}": size.activations,
+        "in all": size.memory,
     }
     print_text(f"\n{'memory of a step, in float32':43}{'MB':>18}")
-    for name, n_bytes in (memory | {"in all": sum(memory.values())}).items():
+    for name, n_bytes in memory.items():
         print_text(f"{name:43}{n_bytes / 1e6:18,.2f}")

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,13 +55,18 @@ def test_every_measure_against_a_value_found_by_hand():
 
 
 def test_tables_show_the_measures():
-    text = compare.report(toy.results())
+    results = toy.results()
+    text = compare.report(results)
     assert "**3.000** ± 2.646" in text and "-25.0%" in text
     assert "| bytes a token | 2.00 | 2.00 |" in text
     assert "| perplexity a word | 6.3e+29 | 4.4e+35 |" in text
     assert "| v2_bpe_rope | 3.000 ± 2.646 | 6.000 ± 5.292 (+100.0%) | 12.000" in text
     assert "v1_char_transformer: only 64 positions were learned." in text
-    assert "commit 0123456789ab." in text and "3 seeds" in text
+    assert "in float32, commit 0123456789ab." in text and "3 seeds" in text
+    results["runs"] = [*results["runs"][:2], toy.run("v4_modern", 0, 1.0, dtype="bfloat16")]
+    assert "v2_bpe_rope:\n\n<pre>A &lt;b&gt; dog &amp; $1</pre>" in text
+    both = "in bfloat16 (v4_modern) and float32 (v1_char_transformer), commit"
+    assert both in common.what_it_depends_on(results, results["runs"])
     for table in re.findall(r"(?m)(?:^\|.*\|\n)+", text + "\n"):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -79,7 +85,7 @@ def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path
 
     options = {"data": str(corpus_file), "steps": 2, "batch_size": 2, "width": 16, "n_layers": 1}
     record = common.train("v2_bpe_rope", tmp_path / "run", options | {"vocab_size": 300}, threads=1)
-    module, run = common.open_run("v2_bpe_rope", tmp_path / "run")
+    module, run = common.open_run("v2_bpe_rope", tmp_path / "run", device="cpu")
     corpus = compare.load_corpus(str(corpus_file))
     text = corpus.val.read_text(encoding="utf-8")
     record["beyond"] = compare.read_beyond("v2_bpe_rope", tmp_path / "run")
@@ -117,7 +123,9 @@ def elsewhere(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_comparison_runs_goes_on_and_is_not_run_twice(elsewhere, started, corpus_file, capsys):
+def test_a_comparison_runs_goes_on_and_is_not_run_twice(
+    elsewhere, started, corpus_file, capsys, tmp_path
+):
     asked = f"--bytes 4000 --seeds 1 --threads 1 --name toy --data {corpus_file} --prompts the"
     asked = asked.split()
     compare.main([*asked, "--versions", "v1"])
@@ -144,6 +152,36 @@ def test_a_comparison_runs_goes_on_and_is_not_run_twice(elsewhere, started, corp
     assert stop.value.code == 2 and "--fresh" in capsys.readouterr().err
     compare.main([*asked, "--fresh", "--versions", "v0"])
     assert sum("train.py" in str(command) for command in started) == 3
+    text = tmp_path / "text.txt"
+    for i, words in enumerate(("the cat sat. ", "the dog ran. ")):  # a text that changes meanwhile
+        text.write_text(100 * words, encoding="utf-8")
+        again = [*asked, "--name", "changed", "--versions", "v0", "--data", str(text)]
+        if not i:
+            compare.main(again)
+    with pytest.raises(SystemExit) as stop:
+        compare.main(again)
+    assert stop.value.code == 2 and "has changed since" in capsys.readouterr().err
+
+
+def test_runs_of_another_dtype_do_not_go_with_ours():
+    runs = [toy.run("v2_bpe_rope", seed, 2.0) for seed in range(2)]
+    corpus = SimpleNamespace(name="toy", sha256="ab" * 32)
+    common.check_alike([*runs, toy.run("v4_modern", 0, 2.0, dtype="bfloat16")], corpus)
+    with pytest.raises(UserError, match="--dtype"):
+        common.check_alike([*runs, toy.run("v2_bpe_rope", 2, 2.0, dtype="bfloat16")], corpus)
+
+
+def test_a_gpu_that_a_run_may_use_does_not_read_what_is_on_the_cpu(monkeypatch, tmp_path):
+    """Runs say --device auto; windows to compare lie on the CPU."""
+
+    def opened(version, folder, **options):
+        assert options["device"] == "cpu"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "open_run", opened)
+    for look in (compare.read_beyond, compare.map_embeddings):
+        with pytest.raises(KeyboardInterrupt):
+            look("v4_modern", tmp_path)
 
 
 def test_seconds_become_steps_by_timing(monkeypatch, tmp_path):

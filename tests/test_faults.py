@@ -1,12 +1,14 @@
 """Nothing is lost and every fault is told in a line: the short form of benchmarks/faults.py."""
 
 import io
+import json
 import os
 import pickle
 import random
 import shutil
 import signal
 import string
+import sys
 import tempfile
 import zipfile
 from contextlib import contextmanager
@@ -60,6 +62,50 @@ def refusal(subject, arguments) -> str:
     status, _, errors = call(subject, arguments)
     assert one_line_lacks(status, errors) == ""
     return errors.replace("\r", "\n").splitlines()[-1]
+
+
+# ---- what tells a loss ----
+
+
+def test_a_difference_is_seen_and_named(finished, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    assert difference(finished, other) == ""
+    checkpoint = torch.load(other / "checkpoint.pt", weights_only=True)
+    next(iter(checkpoint["states"][0].values())).view(-1)[0] += 1e-6
+    torch.save(checkpoint, other / "checkpoint.pt")
+    *rows, _ = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (other / "metrics.jsonl").write_text("".join(rows))
+    for name in ("samples.txt", "loss.png", "tokenizer.json"):
+        with open(other / name, "ab") as file:
+            file.write(b" ")
+    (other / "notes.tmp").touch()
+    summary = read_json(other / "summary.json") | {"bits_per_byte": 1.0}
+    (other / "summary.json").write_text(json.dumps(summary))
+    parts = ("files", "checkpoint", "metrics", "summary", "sample", "tokenizer", "picture")
+    assert difference(finished, other) == ", ".join(f"{part} differs" for part in parts)
+    (other / "summary.json").unlink()
+    assert difference(finished, other).startswith("no finished run: ")
+
+
+def test_half_written_files_are_seen(finished):
+    assert faults.damaged_files(finished.parent) == ""
+    for name in ("checkpoint.pt", "summary.json"):
+        path = finished / name
+        path.write_bytes(path.read_bytes()[:-10])
+    damaged = faults.damaged_files(finished.parent)
+    assert "checkpoint.pt half-written" in damaged and "summary.json half-written" in damaged
+
+
+def test_only_one_line_is_one_line():
+    assert one_line_lacks(2, "a bar\rerror: no disk", "disk") == ""
+    for status, errors, *words in (
+        (0, "error: no disk"),
+        (2, ""),
+        (2, "error: a\nerror: b"),
+        (1, "Traceback (most recent call last):\nKeyError: 'a'"),
+        (2, "error: no disk", "memory"),
+    ):
+        assert one_line_lacks(status, errors, *words)
 
 
 # ---- stopped ----
@@ -384,6 +430,22 @@ def test_a_long_run_does_not_grow():
         assert soak.slope(run["points"]) * results["steps"] < 20e6
         assert run["left_open"] == 0
         assert last < 1.3 * first
+
+
+def test_a_short_soak(corpus_file, tmp_path, monkeypatch):
+    """The child's part of it, here: 10 measurements, and a sample at the last."""
+    monkeypatch.setattr(soak, "POINTS", 10)
+    monkeypatch.setattr(Run, "log_step", Run.log_step)  # it puts another in its place
+    subject = Subject("v4_modern", corpus_file, tmp_path, soak.SMALLER)
+    arguments = subject.arguments(tmp_path / "run", steps=20, evaluate_every=10)
+    result = tmp_path / "result.json"
+    command = ["-c", subject.version, "20", str(result), *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", command)
+    written, write = [], Run.write
+    monkeypatch.setattr(Run, "write", lambda run, how: written.append(run.step) or write(run, how))
+    soak.measure_child()
+    assert [point["step"] for point in read_json(result)["points"]] == list(range(2, 21, 2))
+    assert written == [20, 20]  # ours, and the run's own
 
 
 def test_growth_is_seen():

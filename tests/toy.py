@@ -21,6 +21,7 @@ def run(version: str, seed: int, bits: float, **values) -> dict:
         "torch": "2.13.0",
         "python": "3.11.7",
         "threads": 2,
+        "dtype": "float32",
         "commit": "0123456789abcdef",
         "first_loss": 8.0,
         "last_loss": bits,
