@@ -224,7 +224,7 @@ def fold(title: str, text: str) -> str:
 def check_alike(runs: list[dict], corpus: Corpus) -> None:
     """UserError unless all `runs` are of this corpus, and those of a version of one dtype: some may
     have been kept from before."""
-    dtypes = {(run["version"], run["dtype"]) for run in runs}
+    dtypes = {(run["version"], run.get("dtype")) for run in runs}  # older ones do not say
     if len(dtypes) > len({version for version, _ in dtypes}):
         raise UserError("kept runs are in another --dtype than this machine's: use --fresh")
     if any(run["corpus"]["sha256"] != corpus.sha256 for run in runs):
@@ -232,7 +232,7 @@ def check_alike(runs: list[dict], corpus: Corpus) -> None:
 
 
 def what_it_depends_on(results: dict, runs: list[dict]) -> str:
-    """Budget, text, seeds, machine and commit of the `runs`, in a line."""
+    """Budget, text, seeds, machine, dtype and commit of the `runs`, in a line."""
     first = runs[0]
     budget = "the steps each ships with"
     if results["seconds"]:

@@ -382,7 +382,9 @@ def beyond_table(rows: list[dict]) -> str:
 
 def written(exhibits: dict[str, dict]) -> str:
     """What the first run of each version makes of the first prompt."""
-    samples = {version: next(iter(seen["samples"].values())) for version, seen in exhibits.items()}
+    samples = {
+        version: next(iter(seen["samples"].values()), "") for version, seen in exhibits.items()
+    }
     return "\n\n".join(
         f"{version}:\n\n<pre>{html.escape(text)}</pre>" for version, text in samples.items()
     )

@@ -301,7 +301,7 @@ def report(results: dict) -> str:
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
     says = "Diverged: a loss that is no number, or is above an untrained model's in the last steps."
     if any("bytes" in LARGER.get(what, {}) for what in whats):
-        says = f"Ten times as long: of as many times the steps and the text. {says}"
+        says = f"Ten times as long: ten times the steps, on ten times the text. {says}"
     depends = f"{what_it_depends_on(results, runs)} {says}"
     return "\n\n".join([findings, depends, fold("The tables", tables)])
 

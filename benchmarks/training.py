@@ -198,14 +198,18 @@ def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict
     return {"before": before, "kept": size.memory, "peak": peak}
 
 
+def measure_memory(data: str, options: dict[str, int]) -> dict[str, int]:
+    """`memory_of_training` in a process whose memory is its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
+
+
 def measure_step(data: str, steps: int, **options: int) -> dict:
     """The seconds and FLOPs of a step's parts, how many FLOP/s there are to be had, and memory."""
     trainer, bytes_a_token = make_v4(data, **options)
     config = trainer.config
     seconds, peak = time_steps(trainer, steps)
-    spawn = multiprocessing.get_context("spawn")  # a process whose memory is its own
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        memory = pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
     return {
         "steps": steps,
         "width": config.width,
@@ -215,7 +219,7 @@ def measure_step(data: str, steps: int, **options: int) -> dict:
         "seconds": seconds,
         "flops": count_flops(trainer),
         "peak_flops_a_second": peak,
-        "memory": memory,
+        "memory": measure_memory(data, options),
     }
 
 
@@ -292,6 +296,7 @@ def measure(options: Options, folder: Path) -> dict:
     names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")
     asked = {name: getattr(options, name) for name in names}
     asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows of another do not go with ours
+    asked["format"] = 2  # nor do those of another form
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {"options": asked}
     if results["options"] != asked:

@@ -306,8 +306,9 @@ def _open_corpus(folder: Path) -> Corpus:
         facts = read_json(folder / "corpus.json")
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
         sizes = [facts[name].stat().st_size for name in ("train", "val")]
-        whole = facts.pop("sizes", sizes) == sizes
+        whole = facts.pop("sizes", sizes) == sizes  # before 2026-11-22 they were not kept
         corpus = Corpus(**facts)
+        whole &= sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
         if sum(sizes) <= CHECKED_BYTES:
             whole = Corpus(corpus.name, *_measure(corpus.train, corpus.val)) == corpus
     except (KeyError, TypeError, ValueError, OSError, UserError):

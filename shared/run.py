@@ -54,7 +54,8 @@ LOG_EVERY = 10  # steps between rows of training loss
 DRAW_EVERY = 60  # seconds between drawings of loss.png during training
 Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
 
-# Options that may change when a run goes on or is sampled from; all others made it what it is.
+# Options that may change when a run goes on or is sampled from (then also the seed and, but for
+# learned positions, the context); all others made it what it is.
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
@@ -198,10 +199,12 @@ class Run:
 
     def _open_folder(self) -> None:
         """Put into the folder what a run begins with."""
-        anything_to_keep = self._holds_a_run() and not self.config.resume
+        begun = self.metrics.exists()
         self.metrics_file = lock_metrics(self.out)
-        if anything_to_keep:
+        if not self.config.resume and self._holds_files(begun):
             self.metrics_file.close()  # Windows does not rename a folder with an open file
+            if not begun:
+                self.metrics.unlink()  # ours
             self._keep_earlier_run()
             self.metrics_file = lock_metrics(self.out)
         remove_unfinished(self.out)
@@ -232,13 +235,13 @@ class Run:
         if not self.metrics.exists():
             raise UserError(f"{self.out} is gone: it was moved or removed during the run")
 
-    def _holds_a_run(self) -> bool:
+    def _holds_files(self, begun: bool) -> bool:
         """Whether the folder has files of a run, or of the same names: but for those of a run that
-        ended before its first checkpoint, when no row was in metrics.jsonl yet."""
-        begun = self.metrics.exists() and not self.metrics.stat().st_size
-        names = {"config.json", "tokenizer.json", "metrics.jsonl"} if not begun else set()
-        names |= {"checkpoint.pt", "summary.json", "samples.txt", "loss.png"}
-        return any((self.out / name).exists() for name in names)
+        was `begun` and ended before its first checkpoint, when metrics.jsonl had no row yet."""
+        names = {"checkpoint.pt", "summary.json", "samples.txt", "loss.png"}
+        if self.metrics.stat().st_size or not begun:
+            names |= {"config.json", "tokenizer.json", "tensorboard"}
+        return self.metrics.stat().st_size > 0 or any((self.out / name).exists() for name in names)
 
     def _keep_earlier_run(self) -> None:
         """Rename the folder of an earlier run: hours of training must not go by a slip."""

@@ -163,7 +163,7 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
             if token["content"] in made or any(map(token.get, NOT_LITERAL)):
                 raise UserError(f"{path} looks for {token['content']!r} in another way than ours")
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is no tokenizer.json") from None
     return build(tokenizer_class, vocab, merges, Path(path))
 

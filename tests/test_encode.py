@@ -51,7 +51,7 @@ def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, c
 
 @pytest.mark.parametrize("options", ["--vocab-size 275", "--tokenizer learned.json"])
 def test_the_tokens_are_of_the_text_and_of_the_tokenizer(options, folder):
-    encode.main(["text.txt", "new.bin", *options.split()])
+    encode.main(["text.txt", "new.bin/", *options.split()])
     name = "learned.json" if "learned" in options else "new.bin.json"
     tokenizer = Tokenizer.load(folder / name)
     assert tokenizer.vocab_size == (270 if "learned" in options else 275)

@@ -204,6 +204,32 @@ def test_what_is_left_of_a_run_or_is_called_so_is_kept(version, run, corpus_file
     assert before.items() <= {path.name: path.read_bytes() for path in kept.iterdir()}.items()
 
 
+def test_an_export_is_kept_also_if_it_cannot_be_renamed(tmp_path, corpus_file, monkeypatch):
+    v0, out = load_version("v0_bigram"), tmp_path / "model"
+    out.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (out / name).write_text("{}")
+    arguments = small_arguments(v0, data=corpus_file, out=out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(PermissionError))
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                v0.main(arguments)
+            assert {path.name: path.read_text() for path in out.iterdir()} == {
+                "config.json": "{}",
+                "tokenizer.json": "{}",
+            }
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_not_kept(tmp_path, corpus_file):
+    v0, out = load_version("v0_bigram"), tmp_path / "run"
+    out.mkdir()
+    for name, text in {"config.json": "{}", "tokenizer.json": "{}", "metrics.jsonl": ""}.items():
+        (out / name).write_text(text)
+    v0.main(small_arguments(v0, data=corpus_file, out=out))
+    assert list(tmp_path.iterdir()) == [out] and (out / "summary.json").exists()
+
+
 @pytest.mark.parametrize("way", ["the folder we are in", "a link"])
 def test_an_earlier_run_is_kept_wherever_it_is(way, tmp_path, corpus_file, monkeypatch):
     v0, out, link = load_version("v0_bigram"), tmp_path / "run", tmp_path / "link"

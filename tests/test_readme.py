@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", README)
+OURS = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", README)  # not what models wrote
+PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", OURS)
 # Lines of indented blocks (of four columns, seven in a list) that begin with `python`, and what
 # they go on with after a backslash.
-OURS = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", README)  # not what models wrote
 COMMANDS = re.findall(r"(?m)^(?: {4}| {7})(python (?:.*\\\n)*.*)$", OURS)
 COMMANDS = [command.replace("\\\n", "") for command in COMMANDS]
 # A command is long, and not run here, if a comment behind it says that it takes minutes or more.

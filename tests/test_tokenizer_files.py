@@ -102,6 +102,7 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
             lambda saved: saved["model"].update(end_of_word_suffix="</w>"),
             "its end_of_word_suffix differs",
         ),
+        (lambda saved: saved["model"]["merges"].append("the"), "no tokenizer.json"),
         (lambda saved: saved["added_tokens"][0].update(lstrip=True), "another way"),
         (lambda saved: saved["added_tokens"].append({"id": 97, "content": "a"}), "another way"),
         (lambda saved: saved["added_tokens"].append({"id": 301, "content": ""}), "ids are not"),

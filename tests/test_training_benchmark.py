@@ -237,6 +237,7 @@ def test_wider_means_more_heads_feed_forward_and_windows_too(small_v4, monkeypat
     monkeypatch.setattr(
         training, "make_v4", lambda data, **options: asked.update(options) or (small_v4, 2.5)
     )
+    monkeypatch.setattr(training, "measure_memory", lambda data, options: {})
     row, shipped = training.measure_wider(training.Options(), 3), load_version("v4_modern").Config()
     assert asked.pop("feed_forward_size") == 3 * shipped.feed_forward_size
     assert {name: value / getattr(shipped, name) for name, value in asked.items()} == dict.fromkeys(
@@ -244,6 +245,13 @@ def test_wider_means_more_heads_feed_forward_and_windows_too(small_v4, monkeypat
     )
     c = small_v4.config
     assert row["width"] == c.width and row["tokens_a_step"] == c.batch_size * c.context_length
+
+
+def test_memory_is_of_the_model_asked_for(small_v4, monkeypatch):
+    monkeypatch.setattr(training, "make_v4", lambda data, **options: (small_v4, options["width"]))
+    memory = training.memory_of_training("toy", torch.get_num_threads(), {"width": 16})
+    of_weights = 4 * sum(p.numel() for p in small_v4.model.parameters())
+    assert 3 * of_weights < memory["kept"] < 30e6 < memory["before"] <= memory["peak"]
 
 
 def test_tokens_a_second_are_of_the_steps_after_the_first_row(tmp_path):

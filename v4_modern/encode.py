@@ -58,7 +58,7 @@ class Options:
     @property
     def learned(self) -> str:
         """Where a tokenizer that was learned is kept: no two files of tokens share it."""
-        return self.out + ".json"
+        return f"{Path(self.out)}.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
