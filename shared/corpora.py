@@ -85,7 +85,7 @@ def load_corpus(data: str) -> Corpus:
         folder = cache_folder() / f"pydocs-{sys.implementation.name}-{sys.version.split()[0]}"
         if not (folder / "corpus.json").exists():
             _write_splits("pydocs", ((text, True) for text in _pydocs_documents()), folder)
-        return _open_corpus(folder)
+        return _open_corpus(folder, data)
     if data in DOWNLOADS:
         folder = cache_folder() / data
         if not (folder / "corpus.json").exists():
@@ -94,7 +94,7 @@ def load_corpus(data: str) -> Corpus:
                 _write_splits(data, read_document_pieces(files[0]), folder)
             else:
                 _keep_splits(data, *files, folder)
-        return _open_corpus(folder)
+        return _open_corpus(folder, data)
     path = Path(data).expanduser()
     if not path.exists():
         names = ", ".join(["pydocs", *DOWNLOADS])
@@ -104,11 +104,11 @@ def load_corpus(data: str) -> Corpus:
     files = [path] if path.is_file() else sorted(_visible_files(path))
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    folder = cache_folder() / "files" / key
+    folder, name = cache_folder() / "files" / key, path.resolve().name or str(path)
     if not (folder / "corpus.json").exists():
         pieces = chain.from_iterable(read_document_pieces(file) for file in files)
-        _write_splits(path.name or str(path), pieces, folder)
-    return _open_corpus(folder)
+        _write_splits(name, pieces, folder)
+    return _open_corpus(folder, name)
 
 
 def read_pieces(path: str | Path) -> Iterator[str]:
@@ -299,18 +299,19 @@ def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
     return digest.hexdigest(), train, val, sizes[0], sizes[1]
 
 
-def _open_corpus(folder: Path) -> Corpus:
-    """The corpus kept in `folder`; UserError if it is damaged, as far as that can be told quickly:
-    a large one by the sizes of its files alone."""
+def _open_corpus(folder: Path, name: str) -> Corpus:
+    """The corpus `name`, kept in `folder`; UserError if it is damaged, as far as that can be told
+    quickly: a large one by the sizes of its files alone."""
     try:
         facts = read_json(folder / "corpus.json")
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
-        sizes = [facts[name].stat().st_size for name in ("train", "val")]
+        sizes = [facts[split].stat().st_size for split in ("train", "val")]
         whole = facts.pop("sizes", sizes) == sizes  # before 2026-11-22 they were not kept
         corpus = Corpus(**facts)
+        whole &= corpus.name == name
         whole &= sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
         if sum(sizes) <= CHECKED_BYTES:
-            whole = Corpus(corpus.name, *_measure(corpus.train, corpus.val)) == corpus
+            whole &= Corpus(name, *_measure(corpus.train, corpus.val)) == corpus
     except (KeyError, TypeError, ValueError, OSError, UserError):
         whole = False
     if not whole:
