@@ -106,7 +106,6 @@ def watched(trainer: V4Trainer, clock: Callable[[], float]) -> Iterator[dict[str
     places = [
         (trainer.module, "get_batch", PARTS[0]),
         (trainer.model, "forward", PARTS[1]),
-        (trainer.module, "cross_entropy", PARTS[1]),
         (torch.Tensor, "backward", PARTS[2]),
         (trainer.module, "clip_grad_norm", PARTS[3]),
         *((optimizer, "step", type(optimizer).__name__) for optimizer in trainer.optimizers),

@@ -125,6 +125,11 @@ def test_the_race_by_hand():
     assert "| 100 |  | 550 (5.5 times) |" in text and "2 seeds" in text
 
 
+def test_a_race_goes_on_with_its_own_text_alone(corpus_file):
+    with pytest.raises(UserError, match="has changed since it was begun"):
+        race.Race(None, str(corpus_file), 10, 1, {"text": RACE["text"]}, None)
+
+
 def test_a_race_that_was_stopped_can_be_told():
     for known in ("machine", "step_seconds"):
         part = {name: RACE[name] for name in list(RACE)[: list(RACE).index(known) + 1]}
@@ -143,18 +148,23 @@ def test_the_picture_has_the_parts_and_the_runs():
 
 
 def toy_trainer(on_call, optimizers: list) -> SimpleNamespace:
-    """A linear model, (6, 5) -> (6, 4), in a trainer that calls what v4's step calls."""
+    """A linear model, (6, 5) -> (6, 4), and its loss; a trainer that calls what v4's step calls."""
+
+    class Model(torch.nn.Linear):
+        def forward(self, x):
+            on_call("loss")
+            return super().forward(x).sum()
+
     module = SimpleNamespace(
         get_batch=lambda: on_call("data") or torch.ones(6, 5),
-        cross_entropy=lambda y: on_call("loss") or y.sum(),
         clip_grad_norm=lambda: on_call("clip"),
     )
-    model = torch.nn.Linear(5, 4, bias=False)
+    model = Model(5, 4, bias=False)
     trainer = SimpleNamespace(module=module, model=model, optimizers=optimizers)
 
     def train_step():
         on_call("rest")
-        module.cross_entropy(model(module.get_batch())).backward()
+        model(module.get_batch()).backward()
         module.clip_grad_norm()
         for optimizer in optimizers:
             optimizer.step()
