@@ -146,8 +146,10 @@ def sweep(options: Options) -> dict:
                 check_alike([run for run in runs.values() if "version" in run], corpus)
         except BaseException:
             STOP.set()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # when all have ended
             raise
+        finally:
+            STOP.clear()
     for point in points:
         keys = [json.dumps(point["options"] | {"seed": seed}) for seed in range(options.seeds)]
         point["runs"] = [runs[key] for key in keys]

@@ -7,9 +7,15 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
+
+# A process that starts asks how all others ended, so two threads may read the one answer that there
+# is: the second finds nothing, and takes that for status 255.
+ASKING = threading.Lock()
 
 
 def run(arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -30,17 +36,19 @@ class Popen:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["pytest", "torch", "tyro", "regex", "matplotlib.pyplot"])
         self.process = server.Process(target=run, args=(command[1:], env, stdout.name))
-        self.process.start()
+        with ASKING:
+            self.process.start()
 
     @property
     def returncode(self):
-        return self.process.exitcode
+        with ASKING:
+            return self.process.exitcode
 
     def poll(self):
         return self.returncode
 
     def wait(self, timeout=None):
-        self.process.join(timeout)
+        wait([self.process.sentinel], timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("run", timeout)
 

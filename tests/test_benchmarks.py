@@ -237,6 +237,19 @@ def test_a_sweep_runs_what_experiments_share_once(
     assert (elsewhere / "results" / "sweep-v0" / "sweep.png").stat().st_size > 1000
 
 
+def test_a_sweep_that_failed_does_not_stop_the_next_one(
+    elsewhere, started, corpus_file, monkeypatch
+):
+    monkeypatch.setattr(sweep, "FACTORS", {"learning_rate": (1,)})
+    asked = f"--version v0 --bytes 4000 --seeds 1 --data {corpus_file}".split()
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "train", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sweep.main(asked)
+    sweep.main(asked)
+    assert len(started) == 1 and (elsewhere / "results" / "sweep-v0" / "results.json").exists()
+
+
 def test_larger_is_ten_times_as_long_and_as_large(corpus_file):
     v4 = load_version("v4_modern")
     options = sweep.Options(larger=True, bytes=200_000, data=str(corpus_file))
