@@ -88,7 +88,7 @@ def train(
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log")
     program = program or ROOT / version / "train.py"
-    command = [sys.executable, str(program), "--out", str(folder)]
+    command = [sys.executable, str(program), "--out", str(folder), "--device", "cpu"]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
     environment = dict(os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}))

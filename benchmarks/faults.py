@@ -66,7 +66,7 @@ SIZES = {  # of a run of seconds; a version takes those that it knows
 }
 PHASES = ("corpus", "tokenizer", "encoding", "step", "checkpoint", "evaluation", "end")
 KILL = getattr(signal, "SIGKILL", 9)  # Windows has none
-TIMES = {"seconds", "tokens_per_second", "mfu"}  # no run gives the same twice
+TIMES = {"seconds", "tokens_per_second", "mfu", "commit"}  # two runs may not have the same
 RUN_FILES = ("config.json", "tokenizer.json", "checkpoint.pt")
 WRONG_VALUES = ("0", "-1", "-0.5", "nan", "inf", "1e400", "1e-320", str(10**30), "1.5", "many", "")
 
@@ -427,7 +427,7 @@ def files(subject: Subject, chance: random.Random, options: Options) -> Trials:
     cached = [path for path in cache.rglob("*") if path.is_file()]
     out = subject.folder / "out"
     write = ["--sample", "--out", str(run), "--device", "cpu", "--prompt", "", "--top-k", "0"]
-    write += ["--top-p", "1", "--temperature", "1", "--max-new-tokens", "20"]
+    write += ["--top-p", "1", "--temperature", "1", "--max-new-tokens", "20", "--seed", "0"]
     train = subject.arguments(out, steps=1, max_new_tokens=1)
     with mock.patch.dict(os.environ, {"LADDER_CACHE": str(cache)}):
         for path in [*(run / name for name in RUN_FILES), *cached]:

@@ -37,6 +37,8 @@ AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
 # What the system refuses because of what was asked for: wrong names, too small a disk.
 THE_USERS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.ENOSPC}
 THE_USERS |= {errno.ENAMETOOLONG}
+# What torch's errors say of it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
+OUT_OF_MEMORY = "out of memory", "can't allocate memory", "ALLOC_FAILED"
 SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
 
 
@@ -207,14 +209,16 @@ def clear_errors() -> Iterator[None]:
         distributed.tell_error(f"error: {error.strerror or error}: {error.filename or 'a file'}")
         sys.exit(2 if error.errno in THE_USERS else 1)
     except (MemoryError, RuntimeError) as error:
-        if distributed.is_of_a_lost_process(error):
-            distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
-            sys.exit(1)
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not full and "can't allocate memory" not in str(error):
+        if full or any(words in str(error) for words in OUT_OF_MEMORY):
+            distributed.tell_error(
+                "error: out of memory: a smaller model, batch or context needs less"
+            )
+            sys.exit(2)
+        if not distributed.is_of_a_lost_process(error):
             raise
-        distributed.tell_error("error: out of memory: a smaller model, batch or context needs less")
-        sys.exit(2)
+        distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
+        sys.exit(1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

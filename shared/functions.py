@@ -17,7 +17,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.is_cpu and torch.is_grad_enabled():
         return RootMeanSquare.apply(x, weight, eps)
     # CUDA's autocast would make it float32, since torch 2.12.
-    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
+    casts = x.is_cuda and torch.is_autocast_enabled("cuda")
+    with torch.autocast("cuda", enabled=False) if casts else nullcontext():
         return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.command_line import print_text
+from shared.command_line import pick_dtype, print_text
 from shared.files import UserError
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; blocks are taken together
@@ -106,13 +106,15 @@ def training_flops(model: nn.Module, ids: Tensor) -> int:
 
 
 def share_of_peak(model: nn.Module, config: Any, device: torch.device) -> float | None:  # noqa: ANN401
-    """What share of the FLOPs that `device` is made for a token a second takes; None if unknown.
+    """What share of the FLOPs that `device` is made for a token a second takes; None if unknown, or
+    if products are not in bfloat16.
 
     Times tokens a second, it is the model FLOPs utilization of Chowdhery et al. 2022, appendix B,
     in which attention counts over the whole context.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if name not in BFLOAT16_PEAK:
+    dtype = pick_dtype(getattr(config, "dtype", "float32"), device)
+    if name not in BFLOAT16_PEAK or dtype != "bfloat16":
         return None
     with torch.device("meta"):
         alike = type(model)(config).train()

@@ -53,7 +53,7 @@ def work() -> None:
         job = {"count": count, "encode": encode}[name]
         for answer in job(special_tokens, tasks()):
             dump(answer, sys.stdout.buffer)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # without another look at the broken pipe
 
 

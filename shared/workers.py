@@ -160,5 +160,5 @@ def receive(process: subprocess.Popen) -> Any:
     """What a worker answers next."""
     try:
         return pickle.load(process.stdout)
-    except (EOFError, OSError):
+    except (EOFError, OSError, pickle.UnpicklingError):  # it may have been ended in mid-word
         raise UserError(GONE) from None
