@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import forked
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,13 +25,18 @@ from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests impor
 from benchmarks.faults import without_times
 from shared.files import atomic_write
 
-settings.register_profile("tests", deadline=None, max_examples=60, print_blob=True)
+slow = [HealthCheck.too_slow]  # a busy machine is
+settings.register_profile(
+    "tests", deadline=None, max_examples=60, print_blob=True, suppress_health_check=slow
+)
 settings.load_profile("tests")
 CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
 os.environ["LADDER_CACHE"] = CACHE.name  # never the user's cache
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+if hasattr(os, "register_at_fork"):  # a child killed with tqdm's lock in hand would keep it for all
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def pytest_unconfigure() -> None:

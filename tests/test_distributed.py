@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,7 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY), number)
             sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8") for number in (1, 2))
-            faulthandler.dump_traceback_later(50, file=sys.stderr)  # says where it hangs
+            faulthandler.dump_traceback_later(250, file=sys.stderr)  # says where it hangs
             environment |= {"RANK": rank, "LOCAL_RANK": rank}
             os.environ |= {name: str(value) for name, value in environment.items()}
             work(rank)
@@ -52,7 +53,7 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    ends, deadline = {}, time.monotonic() + 60
+    ends, deadline = {}, time.monotonic() + 300
     while children and time.monotonic() < deadline:
         for child in list(children):
             ended, status = os.waitpid(child, os.WNOHANG)
@@ -137,6 +138,29 @@ def test_two_processes_train_as_one_and_only_one_writes(corpus_file, tmp_path, w
 
 
 @needs_fork
+@pytest.mark.parametrize("whole", [1], indirect=True)
+def test_a_compiled_model_is_cut_where_gradients_are_sent(corpus_file, tmp_path, whole):
+    """As torch.compile takes it apart; what it makes of the parts needs a compiler."""
+
+    def work(rank):
+        parts = []
+
+        def backend(graph, inputs):
+            parts.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 10_000  # the rest is sent by itself
+        v4.LanguageModel.compile = lambda model: torch.nn.Module.compile(model, backend=backend)
+        Run.compile_is_due = lambda run: run.step == 2
+        v4.main([*arguments_for(corpus_file, tmp_path / "run"), "--compile"])
+        assert len(parts) > 1
+
+    ends = together(2, tmp_path, work)
+    assert [end.status for end in ends] == [0, 0], ends[0].err + ends[1].err
+    assert_close(whole[0], tmp_path / "run")
+
+
+@needs_fork
 @pytest.mark.parametrize("n", [1, 4, 5])
 def test_shared_out_is_the_function_of_all(n, tmp_path):
     stack = torch.randn(n, 6, 4, generator=torch.Generator().manual_seed(n))
@@ -207,11 +231,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_in_one(corpus_file, tmp_pa
         at_step(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL))
         v4.main(arguments_for(corpus_file, tmp_path / "run"))
 
-    started = time.monotonic()
-    ends = together(2, tmp_path, work)
+    ends = together(2, tmp_path, work)  # gloo sees it at once
     assert ends[dead].status == -signal.SIGKILL and ends[1 - dead].status == 1
     assert len(errors(ends)) == 1 and errors(ends)[0].startswith(f"error: {distributed.LOST} (")
-    assert time.monotonic() - started < 40  # of a busy machine; gloo sees it at once
     v4.main(["--resume", "--out", str(tmp_path / "run")])
     assert_close(whole[0], tmp_path / "run")
 
@@ -299,12 +321,15 @@ def test_torchrun_starts_and_stops_it(corpus_file, tmp_path):
     metrics = tmp_path / "run" / "metrics.jsonl"
     with open(tmp_path / "said", "wb") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
-        deadline = time.monotonic() + 100
-        while not (metrics.exists() and "train_loss" in metrics.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        process.terminate()
-        assert process.wait(60) != 0
+        deadline = time.monotonic() + 300
+        try:
+            while not (metrics.exists() and "train_loss" in metrics.read_text()):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            process.terminate()
+            status = process.wait(60)
+    assert status != 0
     text = (tmp_path / "said").read_text(encoding="utf-8")
     assert text.count("saved; --resume") == 1 and distributed.LOST not in text
     step = torch.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"]
@@ -343,7 +368,10 @@ def test_losses_on_a_gpu_are_read_when_they_are_logged(corpus_file, tmp_path):
 def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     with lazy_run(corpus_file, tmp_path) as run:
-        run.share_of_peak = model_table.share_of_peak(run.model, run.config, torch.device("cuda"))
+        cuda, in_float32 = torch.device("cuda"), replace(run.config, dtype="float32")
+        run.config = replace(run.config, dtype="bfloat16")
+        assert model_table.share_of_peak(run.model, in_float32, cuda) is None
+        run.share_of_peak = model_table.share_of_peak(run.model, run.config, cuda)
         assert run._speed() == {}
         for _ in range(4):
             run.log_step(1.0, 0.1, 0.0)

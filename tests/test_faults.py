@@ -153,7 +153,7 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
         pytest.skip("one process is enough: the others are killed above")
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     outcome = faults.start(subject, tmp_path, ("checkpoint", 2, 0.001, faults.KILL))
-    assert outcome.status == -faults.KILL and outcome.phases[-1][0] == "step"
+    assert outcome.status == -faults.KILL and "step" in dict(outcome.phases)
     assert faults.damaged_files(tmp_path) == ""
     assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
@@ -188,8 +188,9 @@ def test_sigterm_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monk
 # ---- disks and folders ----
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(subject, finished):
+def test_a_full_disk_leaves_the_checkpoint_before(subject, finished, monkeypatch):
     resource = pytest.importorskip("resource")
+    monkeypatch.setenv("LADDER_CACHE", str(subject.folder / "untouched" / "cache"))
     before = (finished / "checkpoint.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (100, len(before) // 2):
@@ -365,7 +366,8 @@ def test_values_of_every_kind(subject, tmp_path):
 
 def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
     allocator = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
-    for error in (MemoryError(), RuntimeError(allocator), torch.OutOfMemoryError("CUDA")):
+    errors = [RuntimeError(allocator), RuntimeError("MPS backend out of memory (MPS allocated: 1")]
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA"), *errors):
         monkeypatch.setattr(subject.module, "training_step", lambda *_, error=error: raise_(error))
         assert "out of memory" in refusal(subject, subject.arguments(tmp_path / "run"))
         shutil.rmtree(tmp_path / "run")

@@ -72,7 +72,7 @@ def run_command(folder: Path, command: str, capfd) -> str:
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=as_python_runs, args=(folder, arguments))
     process.start()
-    process.join(100)
+    process.join(300)  # on a busy machine
     ended, said = not process.is_alive(), capfd.readouterr()
     process.kill()
     assert ended, f"say in a comment how long this takes: {command}"
@@ -112,10 +112,12 @@ def notebook(copy):
         subprocess.run(command, cwd=copy, check=True)
     names, before = {"printed": io.StringIO()}, os.getcwd()
     os.chdir(copy)
-    for block in PYTHON:
-        with contextlib.redirect_stdout(names["printed"]):
-            exec(compile(block, "README.md", "exec"), names)
-    os.chdir(before)
+    try:
+        for block in PYTHON:
+            with contextlib.redirect_stdout(names["printed"]):
+                exec(compile(block, "README.md", "exec"), names)
+    finally:
+        os.chdir(before)
     return names
 
 

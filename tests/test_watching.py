@@ -1,5 +1,6 @@
 """What a user sees of a model: before training, during it, and when it writes."""
 
+import io
 import json
 import os
 import signal
@@ -75,7 +76,7 @@ def test_a_terminal_is_asked_for_prompts(tmp_path, corpus_file):
     command = [sys.executable, str(ROOT / "v0_bigram" / "train.py"), "--sample", "--out", tmp_path]
     process = subprocess.Popen(command, stdin=other_end, stdout=subprocess.PIPE, encoding="utf-8")
     os.write(terminal, "the cat\n\nthe cat\n漢\n".encode() + b"\x04")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     os.close(terminal)
     os.close(other_end)
     assert process.returncode == 0
@@ -85,7 +86,8 @@ def test_a_terminal_is_asked_for_prompts(tmp_path, corpus_file):
     assert len(alone) > 1 and "lacks: ['漢']" in refused
 
 
-def test_without_a_terminal_nobody_is_asked(version, finished, capsys):
+def test_without_a_terminal_nobody_is_asked(version, finished, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     version.main(["--sample", "--out", str(finished)])
     asked_nothing = capsys.readouterr().out
     assert asked_nothing == (finished / "samples.txt").read_bytes().decode("utf-8")

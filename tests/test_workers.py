@@ -1,10 +1,14 @@
 """Several processes count and encode as one does, and none is left behind."""
 
+import io
 import os
+import pickle
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import load_version, small_text
 
@@ -74,6 +78,13 @@ def test_a_worker_that_dies_is_told(started):
     assert all(process.returncode is not None for process in started)
 
 
+def test_a_worker_that_dies_in_mid_answer_is_told():
+    whole = pickle.dumps((np.arange(1000), [b"word"] * 9), pickle.HIGHEST_PROTOCOL)
+    for size in range(len(whole)):
+        with pytest.raises(UserError, match="--workers 1"):
+            workers.receive(SimpleNamespace(stdout=io.BytesIO(whole[:size])))
+
+
 def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):
     """At once, and not when the others have counted all the rest."""
     monkeypatch.setattr(workers, "PIECE", len(TEXT))
@@ -102,7 +113,7 @@ def is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may end between open and read
         return False
 
 
