@@ -17,6 +17,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ from shared.files import UserError
 from shared.text import utf8
 from shared.words import PIECE, WordCounts, WordIds
 
-# Pieces of text from which on other processes save more time than they take to start.
-WORTH_COUNTING, WORTH_ENCODING = 12, 2
+# Pieces of text from which on other processes save more time than they take to start and to meet
+# the words that others know: found with two.
+WORTH_COUNTING, WORTH_ENCODING = 12, 8
 
 
 def count_words(
@@ -100,8 +102,9 @@ def encode_texts(
 def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
     """The `pieces`, and how many processes they are worth: 1 if they are few."""
     pieces, workers = iter(pieces), workers or cores()
-    first = list(islice(pieces, worth_it)) if workers > 1 else []
-    return chain(first, pieces), workers if len(first) == worth_it else 1
+    first = deque(islice(pieces, worth_it if workers > 1 else 0))
+    workers = workers if len(first) == worth_it else 1
+    return chain((first.popleft() for _ in range(len(first))), pieces), workers  # held no longer
 
 
 def cores() -> int:

@@ -36,26 +36,6 @@ def encode_for_ever(output: int) -> None:
             os.write(output, b"encoding\n")
 
 
-@pytest.mark.parametrize("size", [2000, 30_000])
-def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch):
-    tokenizer = Tokenizer.train([TEXT], 400, SPECIAL, workers=1)
-    ids = tokenizer.encode(TEXT)
-    monkeypatch.setattr(words, "PIECE", size)
-    monkeypatch.setattr(workers, "PIECE", size)
-    monkeypatch.setattr(workers, "WORTH_COUNTING", 2)
-    documents = TEXT.split("<|endoftext|>")
-    for n in (2, 3):
-        assert Tokenizer.train(documents, 400, SPECIAL, workers=n).merges == tokenizer.merges
-        found = [i for piece in tokenizer.encode_pieces([TEXT], workers=n) for i in piece.tolist()]
-        assert found == ids
-
-
-def test_few_texts_start_no_process(monkeypatch):
-    monkeypatch.setattr(workers.subprocess, "Popen", None)
-    tokenizer = Tokenizer.train([TEXT], 300, workers=4)
-    assert list(tokenizer.encode_pieces([TEXT], workers=4))
-
-
 @pytest.fixture
 def started(monkeypatch):
     """The processes that are started for however short a text."""
@@ -66,6 +46,26 @@ def started(monkeypatch):
         workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
     )
     return started
+
+
+@pytest.mark.parametrize("size", [2000, 30_000])
+def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started):
+    tokenizer = Tokenizer.train([TEXT], 400, SPECIAL, workers=1)
+    ids = tokenizer.encode(TEXT)
+    monkeypatch.setattr(words, "PIECE", size)
+    monkeypatch.setattr(workers, "PIECE", size)
+    documents = TEXT.split("<|endoftext|>")
+    for n in (2, 3):
+        assert Tokenizer.train(documents, 400, SPECIAL, workers=n).merges == tokenizer.merges
+        found = [i for piece in tokenizer.encode_pieces([TEXT], workers=n) for i in piece.tolist()]
+        assert found == ids
+    assert len(started) == 2 + 2 + 3 + 3  # to train and to encode
+
+
+def test_few_texts_start_no_process(monkeypatch):
+    monkeypatch.setattr(workers.subprocess, "Popen", None)
+    tokenizer = Tokenizer.train([TEXT], 300, workers=4)
+    assert list(tokenizer.encode_pieces([TEXT], workers=4))
 
 
 def test_a_worker_that_dies_is_told(started):
