@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from shared import distributed
 from shared.corpora import DOWNLOADS, END_OF_TEXT
@@ -23,6 +24,7 @@ from shared.model_files import read_sizes
 from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
 
+tqdm.pos = 0  # or a bar that a signal leaves half made ends in a complaint that it has none
 ConfigType = TypeVar("ConfigType")
 T = TypeVar("T")
 

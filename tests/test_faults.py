@@ -20,6 +20,7 @@ import torch
 from conftest import VERSIONS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from benchmarks import faults, soak
 from benchmarks.common import RESULTS
@@ -166,6 +167,14 @@ def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch,
     status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
     assert status == 128 + number and errors.splitlines()[-1].endswith("stopped")
     assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_a_bar_that_a_signal_leaves_half_made_ends_in_peace(monkeypatch):
+    monkeypatch.setattr(tqdm, "_get_free_pos", lambda *_: signal.raise_signal(signal.SIGINT))
+    bar = tqdm.__new__(tqdm)
+    with pytest.raises(KeyboardInterrupt):
+        bar.__init__(total=1)
+    bar.close()  # as when nobody holds it any more
 
 
 def test_sigterm_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch):
