@@ -240,7 +240,7 @@ def telling(phase: str, function: Callable) -> Callable:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What a run leaves, but for its times and the folder's name."""
+    """What a run leaves, but for its times, the code's commit and the folder's name."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     state["run"] = {k: v for k, v in state["run"].items() if k not in ("out", "resume")}
     state["progress"]["rows"] = list(map(without_times, state["progress"]["rows"]))
