@@ -87,7 +87,14 @@ def learned_positions(v4: ModuleType) -> None:
             self.first = caches[0].length if caches else 0
             return super().forward(ids, caches, **targets)
 
-    v4.LanguageModel = LanguageModel
+    make = v4.make_optimizers
+
+    def make_optimizers(model: nn.Module, config: object) -> list[torch.optim.Optimizer]:
+        adamw, muon = make(model, config)
+        adamw.add_param_group({"params": model.places.weight})
+        return [adamw, muon]
+
+    v4.LanguageModel, v4.make_optimizers = LanguageModel, make_optimizers
 
 
 def feed_forward(activation: Callable[[Tensor], Tensor]) -> Callable[[ModuleType], None]:

@@ -240,7 +240,6 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
     elif results["bytes"]:
         budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
     seeds = len({run["seed"] for run in runs})
-    commits = ", ".join(sorted({short_commit(run["commit"]) for run in runs}))
     dtypes = {}  # who computes in which
     for run in runs:
         dtypes.setdefault(run["dtype"], set()).add(run["version"])
@@ -251,8 +250,17 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
     return (
         f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
         f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
-        f"{first['corpus']['sha256'][:12]}); Python {first['python']}, torch {first['torch']}, "
-        f"CPU threads: {first['threads']}, matrix products in {products}, commit {commits}."
+        f"{first['corpus']['sha256'][:12]}), matrix products in {products}; {on_machine(*runs)}."
+    )
+
+
+def on_machine(first: dict, *others: dict) -> str:
+    """Versions, machine and commits, for a caption, of measurements that know their facts."""
+    commits = sorted({short_commit(facts["commit"]) for facts in (first, *others)})
+    cpu = f"{first['cpu']}, " if "cpu" in first else ""  # older results do not tell
+    return (
+        f"Python {first['python']}, torch {first['torch']}, {cpu}CPU threads: {first['threads']}, "
+        f"commit {', '.join(commits)}"
     )
 
 

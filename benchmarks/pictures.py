@@ -93,8 +93,6 @@ def draw_beyond(results: dict) -> Figure:
     axes.set(xlabel="window, in contexts of the training", ylabel="bits per byte, the same text")
     if axes.lines:
         axes.legend()
-    if axes.lines:
-        axes.legend()
     return figure
 
 

@@ -30,8 +30,8 @@ from benchmarks.common import (
     check_texts,
     load_version,
     markdown,
+    on_machine,
     peak_memory,
-    short_commit,
 )
 from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options, print_text
@@ -138,11 +138,11 @@ def report(results: dict) -> str:
             speed = size / 1e6 / row["seconds"]
             line += [f"{row['seconds']:,.1f} s ({speed:.1f} MB/s)", f"{row['peak'] / 1e6:,.0f} MB"]
         table.append([*line, f"{batches['seconds']:.2f} s", f"{batches['more'] / 1e6:,.0f} MB"])
-    machine = results["machine"]
     return (
-        f"{markdown(table)}\n\nOne process with one worker each; Python {machine['python']}, "
-        f"commit {short_commit(machine['commit'])}. The peaks are of all the process holds, torch "
-        "and the rest of v4 included; of reading batches, what it adds."
+        f"{markdown(table)}\n\nText: words of `pydocs` drawn at random, as often as there, and "
+        f"one in {NEW_WORDS} made up (more different words take more time and memory). One "
+        f"process with one worker each; {on_machine(results['machine'])}. The peaks are of all the "
+        "process holds, torch and the rest of v4 included; of reading batches, what it adds."
     )
 
 

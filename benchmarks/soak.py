@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
-from benchmarks.common import RESULTS, load_version, markdown, pick_versions, short_commit
+from benchmarks.common import RESULTS, load_version, markdown, on_machine, pick_versions
 from benchmarks.faults import SIZES, Subject, some_text
 from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
@@ -135,11 +135,10 @@ def report(results: dict) -> str:
                 *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(points)),
             ]
         )
-    machine = results["machine"]
     depends = (
         f"{results['steps']:,} steps of a tiny model with {POINTS} evaluations and checkpoints, "
-        f"whose time is in a step's, and {POINTS // 10} samples. Python {machine['python']}, torch "
-        f"{machine['torch']}, commit {short_commit(machine['commit'])}."
+        f"whose time is in a step's, and {POINTS // 10} samples. "
+        f"{on_machine(results['machine'])}."
     )
     return f"{markdown(rows)}\n\n{depends}"
 

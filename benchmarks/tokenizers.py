@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -20,7 +21,10 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -38,7 +42,7 @@ from benchmarks.common import (
     fold,
     load_version,
     markdown,
-    short_commit,
+    on_machine,
 )
 from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options
@@ -169,10 +173,16 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     encoding = tiktoken.Encoding(
         "ours", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=ours.special_tokens
     )
+    encode = partial(encoding.encode_to_numpy, allowed_special="all")
     if cores == 1:
-        return lambda: encoding.encode_to_numpy(text, allowed_special="all")
-    texts = text.split(END_OF_TEXT)
-    return lambda: in_one(encoding.encode_ordinary_batch(texts, num_threads=cores), ours)
+        return lambda: encode(text)
+    documents = re.split(f"(?<={re.escape(END_OF_TEXT)})", text)
+
+    def encode_documents() -> np.ndarray:  # its own encode_batch gives lists, which is slower
+        with ThreadPoolExecutor(cores) as pool:
+            return np.concatenate(list(pool.map(encode, documents)))
+
+    return encode_documents
 
 
 def encode_hugging_face(ours: object, text: str, cores: int) -> Encode:
@@ -218,6 +228,7 @@ ENCODE = {
     "rustbpe": encode_rustbpe,
     "tokenizers": encode_hugging_face,
 }
+PEERS = ("tiktoken", "tokenizers", "rustbpe", "bpeasy")
 SAME_IDS = ("v2", "v4", "tiktoken", "tokenizers")  # all of one vocabulary
 
 
@@ -283,8 +294,14 @@ def compare(options: Options) -> dict:
                 rows += compare_at(options, len(text.encode("utf-8")), cores, text_file, ours_file)
     text = data.decode("utf-8", "ignore")
     not_ascii = sum(character > "\x7f" for character in text) / len(text)
-    machine = machine_facts()
-    return {"options": asdict(options), "machine": machine, "not_ascii": not_ascii, "rows": rows}
+    peers = {who: version(who) for who in PEERS if importlib.util.find_spec(who)}
+    return {
+        "options": asdict(options),
+        "machine": machine_facts(),
+        "peers": peers,
+        "not_ascii": not_ascii,
+        "rows": rows,
+    }
 
 
 def compare_at(
@@ -372,13 +389,14 @@ def report(results: dict) -> str:
             table.append([TASKS[row["task"]], row["who"], *cells])
         how = "CPU seconds on one core" if cores == 1 else f"seconds on {cores} cores"
         details.append(f"{n_bytes / 1e6:g} MB, {how}:\n\n{markdown(table)}")
-    options, machine = results["options"], results["machine"]
+    options = results["options"]
     text = options["data"] or "the embedded corpus, this Python's sources, files of /usr/share"
+    peers = ", ".join(f"{who} {number}" for who, number in results["peers"].items())
     parts.append(
         f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns "
         f"(one, if that takes more than {LONG} seconds); "
-        f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; Python "
-        f"{machine['python']}, commit {short_commit(machine['commit'])}."
+        f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; {peers}; "
+        f"{on_machine(results['machine'])}."
     )
     parts.append(fold("All that was measured", "\n\n".join(details)))
     return "\n\n".join(parts)
@@ -398,7 +416,8 @@ def draw(results: dict) -> Figure:
                 [n_bytes / 1e6 / row[clock(cores)] for row in of_task],
                 width,
                 align="edge",
-                label=f"{n_bytes / 1e6:g} MB" + (f", {cores} cores" if cores > 1 else ""),
+                label=f"{n_bytes / 1e6:g} MB, "
+                + (f"{cores} cores" if cores > 1 else "1 core (CPU time)"),
             )
         panel.set_xticks([i + 0.4 for i in range(len(names))], names, rotation=30)
         panel.set(title=TASKS[task], ylabel="MB/s", yscale="log")

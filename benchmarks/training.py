@@ -38,8 +38,8 @@ from benchmarks.common import (
     check_name,
     load_version,
     markdown,
+    on_machine,
     peak_memory,
-    short_commit,
 )
 from benchmarks.pictures import axes_of, colour, publish
 from benchmarks.trainers import (
@@ -347,13 +347,6 @@ def summarize(step: dict) -> dict:
     }
 
 
-def on_machine(machine: dict) -> str:
-    return (
-        f"Python {machine['python']}, torch {machine['torch']}, CPU threads: "
-        f"{machine['threads']}, commit {short_commit(machine['commit'])}."
-    )
-
-
 def report_alone(alone: dict) -> str:
     """A table of the step's parts, and one of what else was measured."""
     of, peak = summarize(alone), alone["peak_flops_a_second"]
@@ -387,7 +380,7 @@ def report_alone(alone: dict) -> str:
         f"parameters, {alone['tokens_a_step']:,} tokens a step) on `{alone['data']}`; medians of "
         f"{alone['steps']} steps, so the parts make the whole only about; the products are of "
         f"{alone['dtype']} matrices, {' and '.join(map(str, PEAK_SIZES))} rows, the best of those "
-        f"made between the steps; {on_machine(alone['machine'])}"
+        f"made between the steps; {on_machine(alone['machine'])}."
     )
 
 
@@ -433,7 +426,7 @@ def report(results: dict) -> str:
         parts.append(report_processes(results["processes"]))
     if "nanogpt" in results:
         beside = race.report(results["nanogpt"], results["options"]["nanogpt_steps"])
-        parts.append(f"{beside} {on_machine(results['nanogpt']['machine'])}")
+        parts.append(f"{beside} {on_machine(results['nanogpt']['machine'])}.")
     return "\n\n".join(parts)
 
 

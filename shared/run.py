@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -624,6 +625,16 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+def cpu_name() -> str:
+    """What the maker calls this machine's processor, or at least its kind."""
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # Linux alone has it
+    except OSError:
+        known = ""
+    name = re.search(r"^model name\s*:\s*(.+)", known, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
+
+
 def machine_facts() -> dict[str, Any]:
     """What a result depends on besides the config: versions, machine, and this code's commit."""
     try:
@@ -636,6 +647,7 @@ def machine_facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "commit": commit,
     }

@@ -47,13 +47,20 @@ def test_v4_trains_and_writes_without_it_and_otherwise(
     assert (ROOT / "v4_modern" / "train.py").read_bytes() == SOURCE
 
 
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_all_that_is_left_is_trained(name, without):
+    v4 = without(name)
+    model, config = random_model(v4)
+    optimizers = v4.make_optimizers(model, config)
+    of_all = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(map(id, of_all)) == sorted(map(id, model.parameters()))
+
+
 def test_without_muon_its_matrices_move_as_under_torchs_adamw(without):
     v4 = without("muon")
     model, config = random_model(v4, muon_learning_rate=0.004, weight_decay=0.1)
     optimizers = v4.make_optimizers(model, config)
     assert all(type(optimizer) is v4.AdamW for optimizer in optimizers)
-    of_all = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    assert sorted(map(id, of_all)) == sorted(map(id, model.parameters()))
     ours = model.blocks[0].attention.query.weight
     (group,) = (g for g in optimizers[1].param_groups if any(p is ours for p in g["params"]))
     theirs = ours.detach().clone().requires_grad_()
