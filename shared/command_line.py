@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin
 
@@ -51,13 +52,19 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
     --init-from, the size of the model is as there.
     """
     config = parse_options(config_class, arguments)
+    out = os.path.expanduser(config.out)
     if config.resume or config.sample:
-        config = parse_options(config_class, arguments, load_config(config_class, config.out))
+        kept = load_config(config_class, out)  # a flag that is set could not be set again
+        config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
+        config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     elif getattr(config, "init_from", ""):
         config = _with_sizes_of(config.init_from, config_class, arguments)
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         path = Path(os.path.expanduser(config.data)).resolve()
-        config = dataclasses.replace(config, data=str(path))
+        if path.is_dir() and Path(out).resolve().is_relative_to(path):
+            raise UserError(f"--out {out} is in --data: what the run writes would become text")
+        config = replace(config, data=str(path))
+    config = replace(config, out=out)
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
     if not config.sample and distributed.is_first():
@@ -69,21 +76,21 @@ def _with_sizes_of(
     folder: str, config_class: type[ConfigType], arguments: Sequence[str] | None
 ) -> ConfigType:
     """The config that `arguments` ask for, with the sizes of the model in `folder`."""
-    sizes = read_sizes(folder)
     folder = str(Path(folder).expanduser().resolve())  # --resume may come from another one
+    sizes = read_sizes(folder)
     config = parse_options(config_class, arguments, config_class(init_from=folder, **sizes))
-    if Path(config.out).resolve() == Path(folder):
+    if Path(config.out).expanduser().resolve() == Path(folder):
         raise UserError(f"--out {config.out} is the folder of --init-from: name another one")
     for name in sizes.keys() - {"context_length"}:  # the only one that may differ
         if getattr(config, name) != sizes[name]:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {getattr(config, name)}: the model has {sizes[name]}")
-    return dataclasses.replace(config, init_from=folder)
+    return replace(config, init_from=folder)
 
 
 def _check_folder(out: Path) -> None:
     """UserError, before any work is done, if no files can be written to `out`."""
-    existing = next(path for path in (out, *out.parents) if path.exists())
+    existing = next((path for path in (out, *out.parents) if path.exists()), out)  # or no drive
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"--out {out}: no files can be written to {existing}")
     if (out / "metrics.jsonl").exists():
@@ -216,6 +223,10 @@ def clear_errors() -> Iterator[None]:
             distributed.tell_error(
                 "error: out of memory: a smaller model, batch or context needs less"
             )
+            sys.exit(2)
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).splitlines()[0]
+            distributed.tell_error(f"error: --compile: {reason}: leave it out here")
             sys.exit(2)
         if not distributed.is_of_a_lost_process(error):
             raise

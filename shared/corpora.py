@@ -17,7 +17,9 @@ import sys
 import sysconfig
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from shared.files import ROOT, UserError, atomic_write, read_json, write_json
+from shared.files import ROOT, UserError, atomic_write, lock, read_json, write_json
 from shared.text import END_OF_TEXT, well_formed
 
 SEPARATOR = END_OF_TEXT.encode("utf-8")
@@ -89,11 +91,12 @@ def load_corpus(data: str) -> Corpus:
     if data in DOWNLOADS:
         folder = cache_folder() / data
         if not (folder / "corpus.json").exists():
-            files = [_download(url, folder) for url in DOWNLOADS[data]]
-            if len(files) == 1:
-                _write_splits(data, read_document_pieces(files[0]), folder)
-            else:
-                _keep_splits(data, *files, folder)
+            with _one_at_a_time(folder):
+                files = [_download(url, folder) for url in DOWNLOADS[data]]
+                if len(files) == 1:
+                    _write_splits(data, read_document_pieces(files[0]), folder)
+                else:
+                    _keep_splits(data, *files, folder)
         return _open_corpus(folder, data)
     path = Path(data).expanduser()
     if not path.exists():
@@ -101,10 +104,13 @@ def load_corpus(data: str) -> Corpus:
         raise UserError(f"--data {data}: no file or folder of that name, nor one of {names}")
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"--data {data} is neither a file nor a folder")
+    if cache_folder().resolve().is_relative_to(path.resolve()):
+        raise UserError(f"--data {data} holds what is not text: {cache_folder()}")
     files = [path] if path.is_file() else sorted(_visible_files(path))
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    folder, name = cache_folder() / "files" / key, path.resolve().name or str(path)
+    name = path.resolve().name or str(path)
+    key = hashlib.sha256(repr((name, states)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    folder = cache_folder() / "files" / key
     if not (folder / "corpus.json").exists():
         pieces = chain.from_iterable(read_document_pieces(file) for file in files)
         _write_splits(name, pieces, folder)
@@ -208,8 +214,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set()  # a link may lead to a folder above it
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(parent) / name for name in names if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 
@@ -324,6 +335,16 @@ def _open_corpus(folder: Path, name: str) -> Corpus:
 # ---- downloads ----
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """UserError if another process is downloading into `folder`: both would write to one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "download.lock", "w") as file:
+        if not lock(file):
+            raise UserError(f"another process is downloading {folder.name}: wait until it has it")
+        yield
+
+
 def _download(url: str, folder: Path) -> Path:
     """Fetch `url` into `folder`, unpacked if it is gzip; go on where a broken download stopped."""
     archive = folder / url.rsplit("/", 1)[1]
@@ -350,7 +371,7 @@ def _download(url: str, folder: Path) -> Path:
             with gzip.open(archive) as packed, atomic_write(text) as unpacked:
                 with tqdm.wrapattr(unpacked, "write", desc=f"unpacking {archive.name}") as counted:
                     shutil.copyfileobj(packed, counted, PIECE_BYTES)
-        except (OSError, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(
                 f"{archive} cannot be unpacked ({error}): delete it, run again"
             ) from None

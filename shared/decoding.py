@@ -5,6 +5,7 @@ needs longer to begin one than to do it. Numpy begins in a fraction of that time
 """
 
 from math import sqrt
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class Reader:
         self.caches = None  # those whose keys and values the blocks remember
         self.cos = self.sin = np.zeros((0, 0))
         if self.device.type == "cpu":
-            threadpool_limits(1, "blas")  # of numpy: more would be in the way of torch's
+            limits = threadpool_limits(1, "blas")  # of numpy: more would be in the way of torch's
+            finalize(self, limits.restore_original_limits)
             try:
                 self.blocks = [NumpyBlock(block) for block in model.blocks]
                 self.embedding, self.head = array(model.embedding), array(model.head)

@@ -206,7 +206,7 @@ def averaging(model: nn.Module, now: bool) -> AbstractContextManager:
 def shared_out(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
     """`function(stack)` of matrices (N, rows, columns) that it changes each for itself; every
     process does it for its share of them, and all get all."""
-    n = processes()
+    n = processes() if dist.is_initialized() else 1  # --print-model works alone
     if n == 1:
         return function(stack)
     each = -(-len(stack) // n)

@@ -70,8 +70,9 @@ def read_sizes(folder: str | Path) -> dict[str, int | float]:
     for name, value in FIXED.items():
         if theirs.get(name) != value:
             raise UserError(f"{path}: {name} is {theirs.get(name)}, but v4's is {value}")
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: v4 has no rotary positions of type {rope['rope_type']}")
+    kind = rope.get("rope_type", rope.get("type", "default"))  # `type` in older files
+    if kind != "default":
+        raise UserError(f"{path}: v4 has no rotary positions of type {kind}")
     if missing := [name for name in SIZES.values() if theirs.get(name) is None]:
         raise UserError(f"{path} does not say {missing[0]}")
     return {ours: theirs[name] for ours, name in SIZES.items()}

@@ -52,6 +52,7 @@ from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
 LOG_EVERY = 10  # steps between rows of training loss
+SLICE = 1 << 20  # tokens that are looked at together where all are counted
 DRAW_EVERY = 60  # seconds between drawings of loss.png during training
 Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
 
@@ -376,8 +377,9 @@ class Run:
             raise UserError(f"the weights are no numbers at step {self.step}: lower the rates")
         if n_bytes == 0:
             raise UserError("the validation text holds no character that the training text has")
-        counted = token_lengths(self.tokenizer)[tokens[1:].astype(np.int64)] > 0
-        loss = nats / counted.sum().item()
+        lengths, n = token_lengths(self.tokenizer), len(tokens)
+        parts = (tokens[i : i + SLICE].astype(np.int64) for i in range(1, n, SLICE))
+        loss = nats / sum((lengths[part] > 0).sum().item() for part in parts)
         scores = {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
         scores["bits_per_byte"] = nats / math.log(2) / n_bytes
         scores["scored_bytes"] = n_bytes
@@ -580,12 +582,10 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
 
     Scores of the first part of the validation text make a line, scores of all of it a star.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # pyplot would need a screen, or take a notebook's
 
-    matplotlib.use("Agg")  # no screen needed
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     whole = max(row.get("scored_tokens", 0) for row in rows)
     some = min(row.get("scored_tokens", whole) for row in rows)
     for axes, name, label, style, scored in (
@@ -607,7 +607,6 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
     with atomic_write(picture) as file:
         file.write(buffer.getvalue())
 

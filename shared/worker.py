@@ -48,11 +48,13 @@ def work() -> None:
         while True:
             yield pickle.load(sys.stdin.buffer)
 
+    # Python's own may be unbuffered (-u), and then write less than it was given.
+    answers = open(sys.stdout.fileno(), "wb", closefd=False)
     try:
         name, special_tokens = pickle.load(sys.stdin.buffer)
         job = {"count": count, "encode": encode}[name]
         for answer in job(special_tokens, tasks()):
-            dump(answer, sys.stdout.buffer)
+            dump(answer, answers)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # without another look at the broken pipe
 

@@ -74,6 +74,31 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     assert text == "onetwothree\nfour"
 
 
+def test_a_folder_of_one_file_and_that_file_alone(tmp_path):
+    (tmp_path / "texts").mkdir()
+    path = write(tmp_path / "texts" / "a.txt", "some text\n" * 20)
+    for _ in range(2):
+        of_folder, of_file = load_corpus(str(path.parent)), load_corpus(str(path))
+        assert (of_folder.name, of_file.name) == ("texts", "a.txt")
+        assert of_folder.sha256 == of_file.sha256
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "a.txt", "some text\n" * 20)
+    (tmp_path / "texts" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "texts")
+    corpus = load_corpus(str(tmp_path / "texts"))
+    assert corpus.train_bytes + corpus.val_bytes == 200
+
+
+def test_a_folder_that_holds_the_cache_is_no_text(tmp_path):
+    write(tmp_path / "a.txt", "some text\n" * 20)
+    with pytest.raises(UserError, match="holds what is not text"):
+        load_corpus(str(tmp_path))
+
+
 def test_a_corpus_is_prepared_once_and_again_when_it_changes(tmp_path):
     path = write(tmp_path / "a.txt", "some text\n" * 20)
     first = load_corpus(str(path))
@@ -291,6 +316,27 @@ def test_a_broken_download_goes_on_where_it_stopped(server, name, size):
         load_corpus(name)
     assert load_corpus(name).train.read_bytes() == Server.files["/train.txt"]
     assert Server.ranges[1] == f"bytes={size}-"
+
+
+def test_two_do_not_download_the_same(server):
+    folder = corpora.cache_folder() / "plain"
+    with corpora._one_at_a_time(folder):
+        with pytest.raises(UserError, match="another process is downloading plain"):
+            load_corpus("plain")
+    assert Server.ranges == [] and load_corpus("plain").val_bytes == 63
+
+
+def test_a_disk_that_is_full_while_unpacking_costs_no_download(server, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora.shutil, "copyfileobj", full)
+        with pytest.raises(OSError, match="No space left"):
+            load_corpus("packed")
+    asked = len(Server.ranges)
+    assert load_corpus("packed").val_bytes == 63
+    assert len(Server.ranges) == asked + 1  # the other file alone
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -213,6 +213,14 @@ def test_gradients_are_exchanged_once_a_step(tmp_path):
     assert [end.status for end in ends] == [0, 0], [end.err for end in ends]
 
 
+def test_a_model_is_shown_also_under_torchrun(monkeypatch, capsys):
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    v4.main(small_arguments(v4) + ["--print-model"])
+    assert "parameters" in capsys.readouterr().out
+
+
 def test_one_process_shares_with_nobody():
     stack = torch.randn(2, 3, 4)
     assert distributed.shared_out(lambda x: x, stack) is stack

@@ -49,6 +49,20 @@ def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, c
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_tokens_and_their_tokenizer_stay_until_both_can_be_replaced(folder, monkeypatch):
+    encode.main(["text.txt", "new.bin", "--vocab-size", "275"])
+    before = {path: path.read_bytes() for path in folder.glob("new.bin*")}
+    (folder / "text.txt").write_text(TEXT.upper())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "encode_file", interrupted)
+    with pytest.raises(SystemExit):
+        encode.main(["text.txt", "new.bin", "--vocab-size", "280"])
+    assert {path: path.read_bytes() for path in folder.glob("new.bin*")} == before
+
+
 @pytest.mark.parametrize("options", ["--vocab-size 275", "--tokenizer learned.json"])
 def test_the_tokens_are_of_the_text_and_of_the_tokenizer(options, folder):
     encode.main(["text.txt", "new.bin/", *options.split()])

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 import torch
+import torch._inductor.exc
 from conftest import VERSIONS, by_characters, load_version, small_arguments
 
 from shared import corpora
-from shared.command_line import lock_metrics
+from shared.command_line import clear_errors, lock_metrics
 from shared.files import UserError
 
 
@@ -298,6 +299,28 @@ def test_a_model_that_nothing_can_hold(capsys):
 def test_a_folder_that_cannot_be_written_to(version, capsys, corpus_file):
     arguments = small_arguments(version, data=corpus_file, out=corpus_file / "run")
     assert "no files can be written" in complaint(version, arguments, capsys)
+
+
+def test_a_run_inside_its_own_text(version, capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 100)
+    arguments = small_arguments(version, data=tmp_path, out=tmp_path / "run")
+    assert "what the run writes would become text" in complaint(version, arguments, capsys)
+
+
+def test_home_is_found_also_where_the_shell_does_not_look(version, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    arguments = small_arguments(version, data="~/a.txt", out="~/run")
+    config = version.command_line.parse(version.Config, arguments)
+    assert config.data == str((tmp_path / "a.txt").resolve())
+    assert config.out == str(tmp_path / "run")
+
+
+def test_a_model_that_cannot_be_compiled(capsys):
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        raise torch._inductor.exc.InvalidCxxCompiler
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "--compile" in said
 
 
 def test_validation_text_of_unknown_characters_only(capsys, tmp_path):

@@ -202,6 +202,7 @@ def rename_end_of_text(folder):
         (change_config(model_type="llama"), (), "model_type is llama, but v4's is qwen3"),
         (change_config(tie_word_embeddings=True), (), "tie_word_embeddings is True"),
         (change_config(rope_scaling={"rope_type": "yarn"}), (), "rotary positions of type yarn"),
+        (change_config(rope_parameters={"type": "linear"}), (), "positions of type linear"),
         (change_config(rope_scaling=[1]), (), "rotary positions are [1]"),
         (change_config(hidden_size=None), (), "does not say hidden_size"),
         (change_config(hidden_size=24), (), "embed_tokens.weight is (300, 16), not (300, 24)"),

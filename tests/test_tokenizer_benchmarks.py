@@ -14,7 +14,13 @@ from shared.files import UserError, json_sha256
 from shared.tokens import open_token_file
 
 Tokenizer = load_version("v4_modern").Tokenizer
-MACHINE = {"python": "3.11", "commit": "0123456789abcdef"}
+MACHINE = {
+    "python": "3.11",
+    "torch": "2.13",
+    "cpu": "Z80",
+    "threads": 1,
+    "commit": "0123456789abcdef",
+}
 
 
 def row(task, who, size, cores, cpu, seconds):
@@ -25,6 +31,7 @@ def row(task, who, size, cores, cpu, seconds):
 TOY = {
     "options": {"vocab_size": 10_000, "repeats": 3, "data": ""},
     "machine": MACHINE,
+    "peers": {"tiktoken": "0.14"},
     "not_ascii": 0.25,
     "rows": [
         row("train", "v4", 2_000_000, 1, 4.0, 9.0),

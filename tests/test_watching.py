@@ -121,6 +121,7 @@ def test_event_files_hold_the_rows_also_of_a_resumed_run(corpus_file, tmp_path, 
         version.main([*arguments, "--tensorboard"])
     assert max(step for step, *_ in events_in(tmp_path / "tensorboard")) == 10
     version.main(["--resume", "--out", str(tmp_path)])  # with --tensorboard, as it was begun
+    version.main(["--resume", "--tensorboard", "--out", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = [(row["step"], name, row[name]) for row in rows for name in row if name != "step"]
     events = events_in(tmp_path / "tensorboard")

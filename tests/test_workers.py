@@ -3,9 +3,13 @@
 import io
 import os
 import pickle
+import select
 import signal
 import subprocess
+import sys
+import threading
 import time
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +87,33 @@ def test_a_worker_that_dies_in_mid_answer_is_told():
     for size in range(len(whole)):
         with pytest.raises(UserError, match="--workers 1"):
             workers.receive(SimpleNamespace(stdout=io.BytesIO(whole[:size])))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows has no job control")
+def test_a_worker_that_is_paused_in_mid_answer_tells_all_of_it():
+    """Also where Python's output is unbuffered, which then writes no more than fits."""
+    with subprocess.Popen(
+        [sys.executable, workers.worker.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        workers.worker.dump(("encode", {}), process.stdin)
+        pickle.load(process.stdout)
+        words = {b" " + bytes(letters) for letters in product(b"abcdefghi", repeat=5)}
+        workers.worker.dump(
+            ([np.zeros(0, np.uint32), np.zeros(0, np.int64)], b"".join(words)), process.stdin
+        )
+        select.select([process.stdout], [], [])
+        time.sleep(0.2)  # it fills the pipe and waits
+        process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGCONT)
+        killer = threading.Timer(60, process.kill)
+        killer.start()
+        _, new = pickle.load(process.stdout)
+        killer.cancel()
+        process.stdin.close()
+    assert set(new) == words
 
 
 def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):

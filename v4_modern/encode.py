@@ -71,13 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
             started = perf_counter()
             texts = whole_words(read_pieces(options.source))
             tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
-            tokenizer.save(options.learned)
             tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(there are no more pairs to merge; {options.vocab_size:,} were asked)")
         started = perf_counter()
         count = tokenizer.encode_file(options.source, out, options.workers)
         tell(f"wrote {count:,} tokens to {out}", options.source, started)
+        if not options.tokenizer:  # last: until now there may have been a pair that fits together
+            tokenizer.save(options.learned)
 
 
 def tell(what: str, source: str, started: float) -> None:
