@@ -39,10 +39,10 @@ class Config:
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen
-    context_length: int = 64  # tokens in a window of text; the model looks at the last one only
+    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen (V)
+    context_length: int = 64  # tokens in a window of text; the model looks at the last one only (T)
     steps: int = 2000  # optimizer steps
-    batch_size: int = 32  # windows of text a step
+    batch_size: int = 32  # windows of text a step (B)
     learning_rate: float = 1e-2  # of AdamW
     evaluate_every: int = 500  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
@@ -115,7 +115,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text and the token after each of theirs, (B, T) each.
+    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
 
     They depend on the seed and the step alone: a resumed run sees what it would have seen.
     """
@@ -165,14 +165,14 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def count_bigrams(tokens: np.ndarray, config: Config, smoothing: float = 0.03) -> LanguageModel:
-    """The table that gradient descent looks for, in closed form: log relative counts of pairs.
-
-    `smoothing` is added to each count, so that a pair never seen keeps a little probability.
-    """
+    """The table that gradient descent looks for, in closed form: log relative counts of pairs, to
+    each of which `smoothing` is added, so that one never seen keeps a little probability."""
     model, V = LanguageModel(config), config.vocab_size
-    ids = torch.from_numpy(tokens.astype(np.int64))
-    counts = torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V) + smoothing
-    model.table.weight.data = (counts / counts.sum(dim=1, keepdim=True)).log()
+    counts = torch.full((V, V), smoothing, dtype=torch.float64)
+    for i in range(0, len(tokens) - 1, 1 << 20):  # some at a time: the text may be long
+        ids = torch.from_numpy(tokens[i : i + (1 << 20) + 1].astype(np.int64))
+        counts += torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V)
+    model.table.weight.data = (counts / counts.sum(dim=1, keepdim=True)).log().float()
     return model
 
 
@@ -184,7 +184,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Training goes on as if this had not been.
+    time. Special tokens count on neither side. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -201,13 +201,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 

@@ -38,15 +38,15 @@ class Config:
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen
-    context_length: int = 64  # tokens the model looks back
-    width: int = 64  # channels of the residual stream
+    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen (V)
+    context_length: int = 64  # tokens the model looks back (T)
+    width: int = 64  # channels of a token in the stream that all blocks read and add to (C)
     n_layers: int = 6  # blocks
-    n_heads: int = 6  # attention heads a block
-    head_size: int = 64  # channels of a head
+    n_heads: int = 6  # attention heads a block (H)
+    head_size: int = 64  # channels of a head (D)
     dropout: float = 0.2  # share of activations dropped in training
     steps: int = 400  # optimizer steps
-    batch_size: int = 32  # windows of text a step
+    batch_size: int = 32  # windows of text a step (B)
     learning_rate: float = 3e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
@@ -119,7 +119,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text and the token after each of theirs, (B, T) each.
+    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
 
     They depend on the seed and the step alone: a resumed run sees what it would have seen.
     """
@@ -135,7 +135,7 @@ class Norm(nn.LayerNorm):
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Tells the model where a token stands; attention alone would see a bag of tokens.
+    """Tells the model where a token stands: to attention alone, those before it are a bag.
 
     There are three places to do it: add to the embeddings, rotate queries and keys, add to the
     attention scores. This version adds to the embeddings a learned vector for each position
@@ -259,7 +259,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Training goes on as if this had not been.
+    time. Special tokens count on neither side. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -276,13 +276,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 

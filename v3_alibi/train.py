@@ -48,16 +48,16 @@ class Config:
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: int = 1024  # tokens: 256 bytes, the merges, and <|endoftext|>
+    vocab_size: int = 1024  # tokens: 256 bytes, the merges but scaffolds, and <|endoftext|> (V)
     tokenizer_sample_bytes: int = 100_000  # of training text that the merges are learned from
-    context_length: int = 64  # tokens the model looks back
-    width: int = 64  # channels of the residual stream
+    context_length: int = 64  # tokens the model looks back (T)
+    width: int = 64  # channels of a token in the stream that all blocks read and add to (C)
     n_layers: int = 6  # blocks
-    n_heads: int = 6  # attention heads a block
-    head_size: int = 64  # channels of a head
+    n_heads: int = 6  # attention heads a block (H)
+    head_size: int = 64  # channels of a head (D)
     dropout: float = 0.0  # share of activations dropped in training
     steps: int = 350  # optimizer steps
-    batch_size: int = 32  # windows of text a step
+    batch_size: int = 32  # windows of text a step (B)
     learning_rate: float = 6e-3  # of AdamW
     evaluate_every: int = 100  # steps between looks at the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
@@ -79,10 +79,10 @@ class Config:
 
 # ---- 2. Tokenizer ----
 class Tokenizer:
-    """Byte-pair encoding of English words, without scaffolds (Scaffold-BPE, arXiv 2404.17808).
+    """Byte-pair encoding of English words, without scaffolds (Scaffold-BPE, Lian et al. 2024).
 
-    Ids: the 256 bytes, then a token for each merge in the order learned, then `<|endoftext|>`.
-    Merges stay within runs of English letters and the blank before them; other text is bytes. A
+    Ids: the 256 bytes, then a token for each merge that makes no scaffold, then `<|endoftext|>`.
+    Merges stay within runs of English letters and one space before them; other text is bytes. A
     merge may make a scaffold, which only serves to make longer tokens: it gets no id.
     """
 
@@ -90,7 +90,7 @@ class Tokenizer:
 
     def __init__(self, merges: list[tuple[int, int]], scaffolds: Iterable[int]) -> None:
         self.merges = [(left, right) for left, right in merges]
-        self.scaffolds = set(scaffolds)  # by number: a byte, or 256 + the rank of a merge
+        self.scaffolds = set(scaffolds)  # by number, which is 256 + the rank of the merge
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         self.apart = [[byte] for byte in range(256)]  # number -> its id; a scaffold's parts' ids
@@ -110,8 +110,8 @@ class Tokenizer:
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
 
         The most frequent pair first, of equals the greatest by its bytes. All pairs are counted
-        again for each merge: merges times text, which is quadratic, and simple. A token that a
-        merge used up, so that less is left of it than of the next pair, becomes a scaffold.
+        again for each merge: merges times different words, which is slow, and simple. A token that
+        a merge leaves rarer than the next pair to merge becomes a scaffold.
         """
         if vocab_size < 257:
             raise UserError(f"--vocab-size {vocab_size} must be at least 257: 256 bytes and 1 more")
@@ -126,7 +126,7 @@ class Tokenizer:
                     for pair in zip(ids, ids[1:]):
                         pairs[pair] += count
                 most = max(pairs.values(), default=0)
-                for number in merges[-1] if merges else ():
+                for number in merges[-1] if merges else ():  # its two parts
                     if number >= 256 and most > sum(ids.count(number) * n for ids, n in words):
                         scaffolds.add(number)
                 bar.update(len(vocab) - len(scaffolds) - bar.n)
@@ -155,7 +155,7 @@ class Tokenizer:
         return merged
 
     def encode_word(self, word: str) -> list[int]:
-        """The ids of one word: its bytes, merged in the order in which the merges were learned."""
+        """The ids of one word: its bytes, merged in the order learned; scaffolds taken apart."""
         ids = list(word.encode("utf-8"))
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
@@ -209,7 +209,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text and the token after each of theirs, (B, T) each.
+    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
 
     They depend on the seed and the step alone: a resumed run sees what it would have seen.
     """
@@ -225,11 +225,11 @@ class Norm(nn.LayerNorm):
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Tells the model where a token stands; attention alone would see a bag of tokens.
+    """Tells the model where a token stands: to attention alone, those before it are a bag.
 
     There are three places to do it: add to the embeddings, rotate queries and keys, add to the
     attention scores. This version adds to the scores (ALiBi, Press et al. 2022, section 3): a
-    penalty that grows with the distance, in each head with another slope, at any distance.
+    penalty that grows with the distance, however far, in each head with another slope.
     """
 
     def __init__(self, config: Config) -> None:
@@ -358,7 +358,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Training goes on as if this had not been.
+    time. Special tokens count on neither side. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -375,13 +375,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 

@@ -2,8 +2,8 @@
 
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens; token
 files read lazily; RMSNorm, rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no
-biases: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; mixed precision;
-cached generation.
+biases or dropout: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; mixed
+precision; cached generation.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -59,21 +59,21 @@ class Config:
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|>
-    context_length: int = 128  # tokens the model looks back
-    width: int = 128  # channels of the residual stream
+    vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|> (V)
+    context_length: int = 128  # tokens the model looks back (T)
+    width: int = 128  # channels of a token in the stream that all blocks read and add to (C)
     n_layers: int = 3  # blocks
-    n_heads: int = 2  # attention heads a block
-    n_kv_heads: int = 2  # heads of keys and values, each for n_heads / n_kv_heads of queries
-    head_size: int = 64  # channels of a head
+    n_heads: int = 2  # attention heads a block (H)
+    n_kv_heads: int = 2  # heads of keys and values (G), each for n_heads / n_kv_heads of queries
+    head_size: int = 64  # channels of a head (D)
     feed_forward_size: int = 344  # channels inside the feed-forward
-    rope_base: float = 10_000.0  # the slowest rotation takes about 2 pi times as many tokens
+    rope_base: float = 10_000.0  # the slowest channels turn one radian in about so many tokens
     steps: int = 1250  # optimizer steps
-    batch_size: int = 8  # windows of text at a time, of all processes together
+    batch_size: int = 8  # windows of text at a time (B), of all processes together
     accumulation_steps: int = 1  # batches whose gradients make one step
     learning_rate: float = 0.02  # of AdamW (embedding, head, gains); the highest of a 1000-step run
     muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
-    weight_decay: float = 0.2  # a step takes this, times its rate, off each weight
+    weight_decay: float = 0.2  # times its rate, the share of each weight that a step takes off
     warmup_steps: int = 0  # steps in which the rate rises to its highest
     schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
     final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
@@ -139,11 +139,11 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
 
-        The most frequent pair first, of equals the greatest by its bytes: v2's merges, but pairs
-        are counted once (delta-BPE): a merge changes the counts of those beside it alone. So the
-        count of a pair in the heap is right or too high; if it is too high when its turn comes, it
-        is put back. Most pairs are rare and never have a turn: the heap holds those more frequent
-        than `least`; when it is empty, `least` falls, and rarer ones follow.
+        The most frequent pair first, of equals the greatest by its bytes: v2's merges. But a merge
+        changes the counts of the pairs beside it alone (delta-BPE), so no others are counted again.
+        The count of a pair in the heap is right or too high; if it is too high when its turn comes,
+        it is put back. Most pairs are rare and never have a turn: the heap holds those more
+        frequent than `least`; when it is empty, `least` falls, and all pairs are counted again.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
@@ -151,7 +151,7 @@ class Tokenizer:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
         counts, heap, merges, least = {}, [], [], 1 + words.total // 100
-        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # sorts the greatest first
+        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # sorts b before ab before a
 
         def entry(pair: tuple[int, int]) -> tuple:
             return -counts[pair], order[pair[0]], order[pair[1]], pair
@@ -248,7 +248,7 @@ class Tokenizer:
         return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
 
     def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
-        """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
+        """Encode a text file into a token file that begins with `<|endoftext|>`; count its tokens.
 
         Both are streamed: a longer text needs no more memory.
         """
@@ -304,7 +304,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text and the token after each of theirs, (B, T) each.
+    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
 
     They depend on the seed and the step alone: a resumed run sees what it would have seen.
     """
@@ -329,7 +329,7 @@ class Norm(nn.Module):
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Rotary positions (RoPE, Su et al. 2021, section 3.2), as in v2 and in Llama.
+    """Rotary positions (RoPE, Su et al. 2021, section 3.2), as in v2 and in Qwen3.
 
     The angles are the same in all blocks, so they are made once for a batch.
     """
@@ -408,7 +408,7 @@ class Attention(nn.Module):
         k = rotate(self.key_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(
+        y = F.scaled_dot_product_attention(  # from scores to sum in one (Dao et al. 2022)
             q, k, v, is_causal=T > 1, enable_gqa=self.n_heads != self.n_kv_heads
         )
         return self.output(y.transpose(1, 2).reshape(B, T, -1))
@@ -472,8 +472,8 @@ class LanguageModel(nn.Module):
         self, ids: Tensor, caches: list[Cache] | None = None, targets: Tensor | None = None
     ) -> Tensor:
         """Ids (B, T) -> logits (B, T, V) of the token that follows each, or, for `targets` (B, T),
-        their mean loss, (): made here, it is compiled, too. With `caches`, one a block, the ids go
-        on from those that the caches have seen."""
+        their mean loss, (), made here so that it is compiled, too. With `caches`, one a block, the
+        ids go on from those that the caches have seen."""
         x = self.embedding(ids)  # (B, T, C)
         turn = self.position(caches[0].length if caches else 0, ids.shape[1])
         for i, block in enumerate(self.blocks):
@@ -485,14 +485,14 @@ class LanguageModel(nn.Module):
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Nats for each of the `targets` (...) under `logits` (..., V), which it overwrites:
-    log sum exp(x) - x[t], which is -log softmax(x)[t]."""
+    log sum exp(x) - x[t], which is -log softmax(x)[t]; its gradient is in shared/functions.py."""
     return nats_of(logits, targets)
 
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
-    The `_foreach` functions do one operation on all tensors of a list.
+    As in torch the decay is times the rate. `_foreach` functions work on all tensors of a list.
     """
 
     def __init__(
@@ -523,7 +523,7 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(means, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            # Both averages began at 0; this makes up for it (Kingma and Ba 2015, section 2).
+            # Both averages began at 0; this makes up for it (Kingma and Ba 2015, section 3).
             correction1, correction2 = (1 - beta ** group["step"] for beta in (beta1, beta2))
             scales = torch._foreach_sqrt(squares)
             torch._foreach_add_(scales, group["eps"] * sqrt(correction2))
@@ -541,12 +541,12 @@ NEWTON_SCHULZ = (
 
 
 def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
-    """Matrices (N, rows, columns) with their singular values moved to about 1: 0.56 to 1.44 if they
-    are above 0.006, where the squares of all add up to 1.
+    """Matrices (N, rows, columns) with their singular values moved to about 1: to 0.56 to 1.44
+    those above 0.006 of the matrix's norm, the root of the sum of all their squares.
 
-    Newton-Schulz iteration, each step with the polynomial that errs least (Amsel et al. 2025,
-    section 4): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
-    which is smaller than x: they are multiplied first (appendix F).
+    Newton-Schulz iteration, each step with the polynomial that errs least (Polar Express, Amsel et
+    al. 2025): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
+    which is smaller than x: they are multiplied first (there: for rectangular matrices).
     """
 
     def p(g: Tensor, a: float, b: float, c: float) -> Tensor:
@@ -570,8 +570,8 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized (Jordan et al. 2024): for matrices that multiply hidden vectors.
 
-    A gradient moves few directions much and most hardly; here all move alike. Matrices of one
-    shape are worked on together; each must have a gradient.
+    A gradient moves a few directions much and the others hardly; here all move alike. Matrices of
+    one shape are worked on together; each must have a gradient.
     """
 
     def __init__(
@@ -605,8 +605,8 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embedding, head and gains.
 
-    One rate of Muon serves matrices of all sizes. The head's falls with the width, for in each
-    logit so many channels add up (Yang et al. 2022, table 3).
+    One rate of Muon serves matrices of all sizes. The head's rate falls with the width beyond 128,
+    for in each logit so many channels add up (Yang et al. 2022, table 3). Gains decay, too.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [model.embedding.weight, *(p for p in model.parameters() if p.ndim == 1)]
@@ -647,7 +647,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
 
     The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. Training goes on as if this had not been.
+    time. Special tokens count on neither side. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -664,13 +664,13 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
     """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
-    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never inf
+    p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
     if config.top_k or config.top_p < 1:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
         p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # of a point drawn below the last, each id gets its share p
+    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
@@ -682,7 +682,7 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
     dropped and the newer read again, for its keys and values were made from what is gone.
     """
     model.eval()
-    ids, read = list(ids), Reader(model)
+    ids, read = list(ids), Reader(model)  # on a CPU it reads single tokens in numpy
     generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
     caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
     for _ in range(config.max_new_tokens):
@@ -716,7 +716,7 @@ def mixed_precision(device: torch.device, config: Config) -> AbstractContextMana
 
 
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
-    """Move the weights once against the gradient of a batch's loss; return that loss, (), still on
+    """Move the weights once against the gradient of the batches' loss; return that, (), still on
     the device: to read it is to wait. Of several processes, each has a share of the batch."""
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
