@@ -147,7 +147,7 @@ class Outcome:
     said: str  # on stdout, but for the phases
     errors: str  # on stderr
     phases: list[tuple[str, float]]  # (name, seconds) of each phase that ended
-    ended_in: str  # the phase in which it ended, or "between phases"
+    ended: str  # "in" the phase in which it ended, or "between phases"
 
 
 def start(
@@ -190,7 +190,7 @@ def start(
             for line in process.stdout:
                 event, _, phase = line.strip().partition(" phase ")
                 if event == "begin":
-                    begun[phase], where = time.perf_counter(), phase
+                    begun[phase], where = time.perf_counter(), f"in {phase}"
                     count += bool(fault) and phase == fault[0]
                     if fault and phase == fault[0] and count == fault[1]:
                         time.sleep(fault[2])
@@ -321,7 +321,7 @@ def kill(subject: Subject, chance: random.Random, options: Options) -> Trials:
             outcome = start(subject, out, fault)
             if outcome.status != -KILL:
                 break  # it ended before that moment came
-            yield f"kill in {outcome.ended_in}", "resumed", damaged_files(out)
+            yield f"kill {outcome.ended}", "resumed", damaged_files(out)
         start(subject, out)
         lost = difference(subject.folder / "untouched" / "run", out / "run")
         yield "the run after its kills", "resumed", lost

@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # no screen needed
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.common import VERSIONS, write_readme
 from shared.command_line import print_text
@@ -67,10 +68,15 @@ def draw_bits(results: dict) -> Figure:
             axes.plot(x, y, linewidth=1.2, label=label, **paint)
             axes.plot([end], [run["bits_per_byte"]], "*", **paint)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter("")
+    both[0].xaxis.set_major_formatter("{x:g}")
+    both[1].xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}")
     both[0].set(xlabel="seconds of training", ylabel="bits per byte of validation text")
-    both[1].set(xlabel="bytes of training text seen")
+    both[1].set(xlabel="MB of training text seen")
+    both[0].plot([], [], "*", color="gray", label="all of it (lines: its first 50,000 bytes)")
     lines, labels = both[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(VERSIONS), fontsize=9)
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
@@ -105,9 +111,10 @@ def draw_rates(results: dict) -> Figure:
                 [row["step"] / run["steps"] for row in run["rates"]],
                 [row["learning_rate"] for row in run["rates"]],
                 color=colour(run["version"]),
+                linestyle="--" if run["version"].startswith("v3") else "-",  # on v2's line
                 label=run["version"],
             )
-    axes.set(xlabel="share of the run", ylabel="learning rate")
+    axes.set(xlabel="share of the run", ylabel="learning rate of AdamW")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -151,7 +158,7 @@ def draw_sweep(rows: list[dict]) -> Figure:
         axes.set_xticks([row["value"] for row in of], [f"{row['value']:g}" for row in of])
         axes.minorticks_off()
         axes.set(xlabel=what.replace("_", " "))
-    panels[0].set(ylabel="bits per byte")
+    panels[0].set(ylabel="bits per byte (each panel has its own scale)")
     return figure
 
 

@@ -403,7 +403,7 @@ def report(results: dict) -> str:
 
 
 def draw(results: dict) -> Figure:
-    """MB/s of all, a panel for each task, a bar for each tokenizer at each size."""
+    """MB/s of all, a panel for each task, a dot for each tokenizer at each size."""
     measured = groups(results)
     figure, panels = axes_of(len(TASKS), height=3.6)
     width = 0.8 / len(measured)
@@ -411,11 +411,10 @@ def draw(results: dict) -> Figure:
         names = list(dict.fromkeys(r["who"] for r in results["rows"] if r["task"] == task))
         for i, ((n_bytes, cores), rows) in enumerate(measured.items()):
             of_task = [row for row in rows if row["task"] == task]
-            panel.bar(
-                [names.index(row["who"]) + i * width for row in of_task],
+            panel.plot(
+                [names.index(row["who"]) + (i + 0.5) * width for row in of_task],
                 [n_bytes / 1e6 / row[clock(cores)] for row in of_task],
-                width,
-                align="edge",
+                "o",
                 label=f"{n_bytes / 1e6:g} MB, "
                 + (f"{cores} cores" if cores > 1 else "1 core (CPU time)"),
             )
@@ -424,6 +423,9 @@ def draw(results: dict) -> Figure:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("")
+    lows, highs = zip(*(panel.get_ylim() for panel in panels))
+    for panel in panels:
+        panel.set_ylim(min(lows), max(highs))
     panels[0].legend(fontsize="small")
     return figure
 

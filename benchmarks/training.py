@@ -468,7 +468,8 @@ def draw_race(axes: Axes, beside: dict) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set(xlabel="seconds of training", ylabel="bits per byte of validation text")
+    axes.set(xlabel="seconds of training (v4: a dot is a complete run)")
+    axes.set(ylabel="bits per byte of validation text")
     axes.legend()
 
 

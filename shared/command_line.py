@@ -61,7 +61,7 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = _with_sizes_of(config.init_from, config_class, arguments)
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         path = Path(os.path.expanduser(config.data)).resolve()
-        if path.is_dir() and Path(out).resolve().is_relative_to(path):
+        if not config.sample and os.path.isdir(path) and Path(out).resolve().is_relative_to(path):
             raise UserError(f"--out {out} is in --data: what the run writes would become text")
         config = replace(config, data=str(path))
     config = replace(config, out=out)

@@ -156,8 +156,9 @@ def test_evaluation_scores_each_token_once(version):
     assert (results[0][0], results[0][1]) == (pytest.approx(nats, rel=1e-4), n_bytes)
 
 
-def test_perplexity_and_bits_per_byte(version, corpus_file, tmp_path):
+def test_perplexity_and_bits_per_byte(version, corpus_file, tmp_path, monkeypatch):
     """Against the definition, from the nats and the text itself."""
+    monkeypatch.setattr("shared.run.SLICE", 7)
     summary = version.train(small_config(version, data=str(corpus_file), out=str(tmp_path)))
     corpus = load_corpus(str(corpus_file))
     tokenizer = version.Tokenizer.load(tmp_path / "tokenizer.json")

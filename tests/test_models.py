@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import load_version, random_model, small_config
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from shared.decoding import Reader
 from shared.functions import rms_norm
@@ -210,7 +212,9 @@ def test_cached_generation_equals_uncached(temperature, prompt_length, context_l
             first = len(ids) - max(1, context_length // 2)
         logits = model(torch.tensor([ids[first:]]))[0, -1]
         ids.append(v4.draw(logits, config, generator))
+    threads = threadpool_info()
     assert list(v4.generate(model, prompt, config, stop=-1)) == ids[prompt_length:]
+    assert threadpool_info() == threads  # numpy's are as they were
 
 
 @pytest.mark.parametrize("n_heads, n_kv_heads", [(2, 2), (4, 2), (4, 1)])
@@ -266,3 +270,7 @@ def test_counted_bigrams():
     model = v0.count_bigrams(torch.tensor([0, 1, 2, 1, 2, 0]).numpy(), config, smoothing=0.5)
     expected = torch.tensor([[0.5, 1.5, 0.5], [0.5, 0.5, 2.5], [1.5, 1.5, 0.5]])
     close(model.table.weight.exp(), expected / expected.sum(1, keepdim=True))
+    tokens = np.random.default_rng(0).integers(0, 3, (5 << 19) + 7, np.uint16)  # in parts
+    expected = np.histogram2d(tokens[:-1], tokens[1:], bins=3)[0] + 0.03
+    found = v0.count_bigrams(tokens, config).table.weight.detach().exp().numpy()
+    np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-6)

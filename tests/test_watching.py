@@ -174,10 +174,13 @@ FIRST = {"step": 0, "val_loss": 5.7, "bits_per_byte": 4.2, "scored_tokens": 50, 
     ],
 )
 def test_any_rows_make_a_picture_always_the_same(rows, tmp_path, real_pictures):
-    draw_loss = shared.run.draw_loss
+    draw_loss, backend = shared.run.draw_loss, pyplot.get_backend()
+    pyplot.switch_backend("svg")  # as a notebook has its own
     later = [row | {"seconds": 1.5} for row in rows]
     for path, drawn in ((tmp_path / "one.png", rows), (tmp_path / "two.png", later)):
         draw_loss(drawn, path, "v4_modern: 1.234 bits per byte")
+    assert pyplot.get_backend() == "svg"
+    pyplot.switch_backend(backend)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert pyplot.imread(tmp_path / "one.png").std() > 0.01  # it can be read, and is not blank
 
