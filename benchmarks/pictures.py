@@ -158,7 +158,7 @@ def draw_sweep(rows: list[dict]) -> Figure:
         axes.set_xticks([row["value"] for row in of], [f"{row['value']:g}" for row in of])
         axes.minorticks_off()
         axes.set(xlabel=what.replace("_", " "))
-    panels[0].set(ylabel="bits per byte (each panel has its own scale)")
+    panels[0].set(ylabel="bits per byte (scales differ)")
     return figure
 
 
