@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator
 from benchmarks.common import VERSIONS, write_readme
 from shared.command_line import print_text
 from shared.files import atomic_write, write_text
+from shared.run import QUICK_BYTES
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -74,7 +75,8 @@ def draw_bits(results: dict) -> Figure:
     both[1].xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}")
     both[0].set(xlabel="seconds of training", ylabel="bits per byte of validation text")
     both[1].set(xlabel="MB of training text seen")
-    both[0].plot([], [], "*", color="gray", label="all of it (lines: its first 50,000 bytes)")
+    label = f"all of it (lines: its first {QUICK_BYTES:,} bytes)"
+    both[0].plot([], [], "*", color="gray", label=label)
     lines, labels = both[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=9)
     return figure
