@@ -144,7 +144,7 @@ class Tokenizer:
         return merged
 
     def encode_word(self, word: str) -> list[int]:
-        """The ids of one word: its bytes, merged in the order in which the merges were learned."""
+        """The ids of one word: its bytes, merged in the order learned."""
         ids = list(word.encode("utf-8"))
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))

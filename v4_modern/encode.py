@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         started = perf_counter()
         count = tokenizer.encode_file(options.source, out, options.workers)
         tell(f"wrote {count:,} tokens to {out}", options.source, started)
-        if not options.tokenizer:  # last: until now there may have been a pair that fits together
+        if not options.tokenizer:  # last, so that an earlier run's two files fit together until now
             tokenizer.save(options.learned)
 
 

@@ -248,7 +248,7 @@ class Tokenizer:
         return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
 
     def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
-        """Encode a text file into a token file that begins with `<|endoftext|>`; count its tokens.
+        """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
 
         Both are streamed: a longer text needs no more memory.
         """
