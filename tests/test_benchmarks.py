@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -454,3 +455,34 @@ def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch
     assert "0.1 diverges" in html and "only 64 positions were learned" in html
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|@import|url\((?!#|['"]?data:)""", html)
     assert html.count("<svg") == 6  # curves, rates, beyond, v2's positions, map, sweep
+
+
+@pytest.mark.parametrize("name", VERSIONS[1:])
+def test_a_sweep_of_context_keeps_the_tokens_of_a_step(name):
+    config = load_version(name).Config()
+    for factor in sweep.FACTORS["context_length"]:
+        changed = replace(config, **sweep.changed("context_length", factor, config))
+        assert changed.context_length == config.context_length * factor
+        tokens = changed.context_length * changed.batch_size
+        assert tokens == config.context_length * config.batch_size
+
+
+def test_a_record_is_what_the_run_wrote(tmp_path):
+    """Scored at steps 0, 2 and 4 of 4, in which 80 bytes were seen."""
+    write_json(tmp_path / "summary.json", {"train_bytes": 80, "steps": 4, "val_loss": 1.0})
+    scores = {step: {"val_loss": 3.0 - step, "bits_per_byte": 9.0 - step} for step in (0, 2, 4)}
+    rows = [{"step": step, "seconds": step / 2} | score for step, score in scores.items()]
+    rows[1:1] = [{"step": 1, "seconds": 0.5, "train_loss": 2.5, "learning_rate": 0.1}]
+    rows[3:3] = [{"step": 3, "seconds": 1.5, "train_loss": 7.5, "learning_rate": 0.2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = common.record(tmp_path)
+    assert (run["first_loss"], run["last_loss"]) == (3.0, 7.5) and common.has_diverged(run)
+    points = [(point["seconds"], point["bytes"], point["bits_per_byte"]) for point in run["curve"]]
+    assert points == [(0, 0, 9.0), (1, 40, 7.0)]
+    assert [rate["learning_rate"] for rate in run["rates"]] == [0.1, 0.2]
+
+
+def test_commits_are_short_and_tell_of_changes():
+    assert common.short_commit("a" * 40) == "a" * 12
+    assert common.short_commit("a" * 40 + "-dirty") == "a" * 12 + " with changes"
+    assert common.short_commit(None) == "unknown"

@@ -1,5 +1,6 @@
 """What every version must do, whatever is inside it."""
 
+import errno
 import json
 import math
 import signal
@@ -22,7 +23,9 @@ from conftest import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+import shared.run
 from benchmarks.faults import equal, read_run
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, well_formed
 from shared.run import Run
@@ -312,6 +315,16 @@ def test_sampling_options(version):
     torch.testing.assert_close(counts, torch.softmax(logits / 2, 0), atol=0.04, rtol=0)
 
 
+def test_top_p_is_of_what_top_k_leaves(version):
+    """As transformers has it: .4 and .3 are left, and .4 is more than half of that."""
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    left = TopPLogitsWarper(0.5)(None, TopKLogitsWarper(2)(None, logits[None]))[0]
+    config = small_config(version, temperature=1.0, top_k=2, top_p=0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {version.draw(logits, config, generator) for _ in range(200)}
+    assert drawn == set(left.isfinite().nonzero().flatten().tolist()) == {1}
+
+
 def test_generation_stops_and_is_seeded(version):
     model, config = random_model(version, temperature=1.0, max_new_tokens=40)
     ids = list(version.generate(model, [0, 5], config, stop=-1))
@@ -358,3 +371,50 @@ def test_runs_from_any_working_directory(name, corpus_file, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     assert "bits per byte" in result.stdout and "corpus small.txt" in result.stdout
     assert "training" in result.stderr  # the progress bar
+
+
+def test_tokens_per_second(corpus_file, tmp_path):
+    v0 = load_version("v0_bigram")
+    summary = v0.train(small_config(v0, data=str(corpus_file), out=str(tmp_path), steps=40))
+    tokens = summary["tokens_per_second"] * summary["seconds"]
+    assert tokens == pytest.approx(summary["train_tokens"], rel=0.1)
+
+
+def test_signals_are_as_before(corpus_file, tmp_path):
+    v0, numbers = load_version("v0_bigram"), (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    v0.train(small_config(v0, data=str(corpus_file), out=str(tmp_path)))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_the_summary_is_written_last(corpus_file, tmp_path, monkeypatch):
+    """It says that the run is finished."""
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left", str(path))
+
+    monkeypatch.setattr(shared.run, "write_text", full)
+    v0 = load_version("v0_bigram")
+    with pytest.raises(OSError):
+        v0.train(small_config(v0, data=str(corpus_file), out=str(tmp_path)))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_users_own_unfinished_files_are_left(corpus_file, tmp_path):
+    v0 = load_version("v0_bigram")
+    v0.train(small_config(v0, data=str(corpus_file), out=str(tmp_path)))
+    for name in ("notes.tmp", "loss.png.123.tmp"):
+        (tmp_path / name).touch()
+    v0.main(["--resume", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["notes.tmp"]
+
+
+def test_changed_files_show_in_the_commit(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "1"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(shared.run, "ROOT", tmp_path)
+    clean = shared.run.machine_facts()["commit"]
+    (tmp_path / "file").write_text("2")
+    assert len(clean) == 40 and shared.run.machine_facts()["commit"] == clean + "-dirty"

@@ -4,26 +4,36 @@ import errno
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import os
+import sys
 import tempfile
 import threading
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import load_version
+from conftest import load_version, small_config, small_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shared.words
 from shared import corpora
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
-from shared.files import UserError, atomic_write
-from shared.tokens import open_token_file, random_windows, windows_in_order, write_token_file
+from shared.files import UserError, atomic_write, read_json, write_json
+from shared.tokens import (
+    cached_tokenizer,
+    open_token_file,
+    random_windows,
+    windows_in_order,
+    write_token_file,
+)
 from v4_modern import encode
 
 ADDRESSES = dict(corpora.DOWNLOADS)
+v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +72,24 @@ def test_the_cut_is_never_inside_a_separator(tmp_path, first):
     )
     train, val = ("".join(read_documents(path)) for path in (corpus.train, corpus.val))
     assert train + val == "a" * first + "b" * (987 - first)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_the_cut_is_never_inside_a_character(tmp_path, first):
+    text = "a" * first + "🙂漢é" * 111
+    corpus = load_corpus(write(tmp_path / "a.txt", text))
+    train, val = ("".join(read_documents(path)) for path in (corpus.train, corpus.val))
+    assert train + val == text and len(train) / len(text) == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize("size", range(20, 60))
+def test_documents_keep_their_blanks_where_pieces_end(tmp_path, size, monkeypatch):
+    monkeypatch.setattr(corpora, "PIECE_BYTES", size)
+    documents = [f"\n \n  text {i}\n" + "  \n" * (i % 7) for i in range(30)]
+    corpus = load_corpus(write(tmp_path / "a.txt", END_OF_TEXT.join([" \n", *documents])))
+    train = [document for i, document in enumerate(documents) if i % 10 != 9]
+    assert list(read_documents(corpus.train)) == train
+    assert list(read_documents(corpus.val)) == documents[9::10]
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
@@ -201,6 +229,18 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         file.write(b"half of the ne")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with atomic_write(path) as one:
+        one.write(b"one")
+        with monkeypatch.context() as other_process:
+            other_process.setattr(os, "getpid", lambda: 12345)
+            with atomic_write(path) as two:
+                two.write(b"two")
+        assert path.read_bytes() == b"two"
+    assert path.read_bytes() == b"one"
 
 
 def test_only_files_are_written_over(tmp_path):
@@ -497,7 +537,6 @@ def test_end_of_text_is_not_cut_where_a_piece_of_a_file_ends(size, tmp_path, mon
     monkeypatch.setattr(shared.words, "PIECE", size)
     source, out = tmp_path / "text.txt", tmp_path / "tokens.bin"
     source.write_text(END_OF_TEXT.join(["ab" * 20] * 20))
-    v4 = load_version("v4_modern")
     learned, *_ = v4.load_data(v4.Config(data=str(source), vocab_size=1000, workers=1))
     encode.main([str(source), str(out), "--workers", "1"])
     for tokenizer in (learned, v4.Tokenizer.load(f"{out}.json")):
@@ -508,3 +547,82 @@ def test_too_short_a_text_for_a_window_is_refused():
     with pytest.raises(UserError, match="too few for one window of 11"):
         random_windows(np.arange(10), 2, 11, np.random.default_rng(0))
     assert random_windows(np.arange(11), 2, 11, np.random.default_rng(0)).shape == (2, 11)
+
+
+@pytest.mark.parametrize("vocab_size", [2**16 - 1, 2**16, 2**16 + 1])
+def test_the_highest_id_fits(vocab_size, tmp_path):
+    ids = np.array([0, vocab_size - 1], np.uint32)
+    write_token_file(tmp_path / "t.bin", [ids], vocab_size, "ab" * 32)
+    assert open_token_file(tmp_path / "t.bin", "ab" * 32).tolist() == ids.tolist()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="only Linux tells")
+def test_what_was_read_of_a_token_file_is_not_kept(tmp_path):
+    path = tmp_path / "t.bin"
+    write_token_file(path, [np.zeros(1 << 20, np.uint16)] * 16, 1000, "ab" * 32)
+    tokens = open_token_file(path, "ab" * 32)
+    for step in range(50):
+        random_windows(tokens, 64, 17, np.random.default_rng(step))
+    for _ in islice(windows_in_order(tokens, 16, 1 << 14), 10):
+        pass
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    assert any(line.endswith(str(path)) for line in lines)  # leaves what is told of it
+    held = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    assert held < 2000  # KB, of 32,768
+
+
+# ---- the cache ----
+
+
+def test_texts_that_share_a_tokenizer_do_not_share_tokens(tmp_path):
+    for word in ("cat", "dog"):
+        data = str(write(tmp_path / f"{word}.txt", f"a {word}\n" * 100))
+        tokenizer, corpus, *splits = v4.load_data(v4.Config(data=data, vocab_size=257))  # bytes
+        for ids, path in zip(splits, (corpus.train, corpus.val)):
+            assert tokenizer.decode(ids[1:]) == path.read_text()
+
+
+@pytest.mark.parametrize("version", [v2, v3])
+def test_a_tokenizer_of_another_sample_is_another(tmp_path, version):
+    data = str(write(tmp_path / "a.txt", small_text(40) + small_text(40, 1).upper()))
+    for n_bytes in (200, 8000):
+        config = small_config(version, data=data, tokenizer_sample_bytes=n_bytes)
+        tokenizer, corpus, *_ = version.load_data(config)
+        sample = sample_documents(corpus, n_bytes)
+        expected = version.Tokenizer.train(sample, config.vocab_size)
+        assert tokenizer.to_json() == expected.to_json()
+
+
+@pytest.mark.parametrize("version", [v2, v3, v4])
+def test_a_damaged_tokenizer_in_the_cache_is_told(tmp_path, version):
+    config = small_config(version, data=str(write(tmp_path / "a.txt", small_text())))
+    version.load_data(config)
+    (path,) = corpora.cache_folder().glob("tokenizers/*.json")
+    saved = read_json(path)
+    saved["merges"][-1] = [1, 2]  # still a tokenizer
+    write_json(path, saved)
+    with pytest.raises(UserError, match="damaged: delete"):
+        version.load_data(config)
+
+
+def test_an_edited_tokenizer_is_trained_anew(tmp_path, monkeypatch):
+    trained = []
+
+    def ask(source):
+        path = write(tmp_path / f"{len(source)}.py", source)
+        spec = importlib.util.spec_from_file_location("ladder_edited", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "ladder_edited", module)
+        spec.loader.exec_module(module)
+
+        def train():
+            trained.append(source)
+            return module.Tokenizer.train(["ab"], 300)
+
+        cached_tokenizer(module.Tokenizer, ("key",), train)
+
+    source = Path(v2.__file__).read_text()
+    edited = source.replace(r" ?\p{L}+", " ?[a-z]+")
+    for text in (source, source, edited):
+        ask(text)
+    assert trained == [source, edited] and source != edited

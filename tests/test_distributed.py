@@ -447,3 +447,14 @@ def test_two_gpus_train_as_one(corpus_file, tmp_path):
         subprocess.run([sys.executable, *launcher, train, *arguments], check=True)
     losses, others = (state(tmp_path / name)[0] for name in ("one", "two"))
     assert losses == pytest.approx(others, rel=0.02)
+
+
+@pytest.mark.parametrize("rank, local, waits", [(0, 0, 0), (1, 1, 2), (2, 0, 1), (3, 1, 2)])
+def test_the_first_of_each_machine_works_before_the_others(rank, local, waits, monkeypatch):
+    """The first of all, for all; then the first of each other machine; then the rest."""
+    place = {"WORLD_SIZE": 4, "RANK": rank, "LOCAL_RANK": local, "TORCHELASTIC_RUN_ID": "run"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    waited = []
+    monkeypatch.setattr(distributed, "wait", lambda: waited.append(1))
+    assert distributed.in_turn(lambda: len(waited)) == waits and len(waited) == 3

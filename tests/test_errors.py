@@ -1,7 +1,9 @@
 """Every mistake gets one line that says what to do, and exit status 2."""
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 
@@ -338,3 +340,46 @@ def test_damaged_values_in_a_config(version, capsys, run):
             (run / "config.json").write_text(json.dumps(whole | {name: value}))
             line = complaint(version, ["--sample", "--out", run], capsys)
             assert "--" + name.replace("_", "-") in line
+
+
+ANOTHER_RUN = {
+    "batch_size": 5,
+    "accumulation_steps": 2,
+    "learning_rate": 0.5,
+    "muon_learning_rate": 0.5,
+    "warmup_steps": 2,
+    "weight_decay": 0.5,
+    "clip_norm": 9.0,
+    "dropout": 0.5,
+    "rope_base": 9.0,
+    "tokenizer_sample_bytes": 50,
+    "evaluate_every": 2,
+    "seed": 7,
+}
+THE_SAME_RUN = {
+    "checkpoint_every": 2,
+    "prompt": "the",
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "max_new_tokens": 3,
+}
+
+
+def test_what_may_change_when_a_run_goes_on(version, run, capsys):
+    for option, value in (ANOTHER_RUN | THE_SAME_RUN).items():
+        name = option.replace("_", "-")
+        arguments = ["--resume", "--out", run, "--" + name, value]
+        if option not in version.Config.__dataclass_fields__:
+            continue
+        if option in THE_SAME_RUN:
+            version.main([str(argument) for argument in arguments])
+        else:
+            assert name in complaint(version, arguments, capsys)
+
+
+@pytest.mark.parametrize("number, status", [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])
+def test_the_status_tells_whose_fault_it_was(number, status):
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        raise OSError(number, os.strerror(number), "file")
+    assert stop.value.code == status

@@ -12,12 +12,13 @@ import torch
 from conftest import ROOT, load_version, small_arguments
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from benchmarks.common import open_run
+from shared import model_files
 from shared.corpora import END_OF_TEXT
-from shared.files import UserError
+from shared.files import UserError, read_json, write_json
 
 logging.disable_progress_bar()
 v4 = load_version("v4_modern")
@@ -25,6 +26,7 @@ spec = importlib.util.spec_from_file_location("ladder_export", ROOT / "v4_modern
 export = sys.modules["ladder_export"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export)
 SIZES = {"vocab_size": 300, "context_length": 48, "n_heads": 4, "n_kv_heads": 2}  # 4 x 8 > width
+SIZES["rope_base"] = 500.0
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +239,37 @@ def test_a_context_other_than_the_models(folders):
     assert (config.context_length, config.n_kv_heads, config.vocab_size) == (20, 2, 300)
     with pytest.raises(UserError, match="is not there"):
         v4.command_line.parse(v4.Config, ["--init-from", str(folders[0] / "nothing")])
+
+
+def test_what_changes_logits_is_fixed():
+    """As v4 has it, whatever else a model of this type may have."""
+    v4s = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+    v4s |= {"attention_bias": False, "use_sliding_window": False}
+    assert v4s.items() <= model_files.FIXED.items()
+
+
+@pytest.mark.parametrize("name", model_files.FIXED)
+def test_another_model_than_v4s_is_refused(name, tmp_path):
+    config = model_files.qwen3_config(v4.Config())
+    write_json(tmp_path / "config.json", config)
+    assert model_files.read_sizes(tmp_path)["width"] == 128
+    write_json(tmp_path / "config.json", config | {name: 0.5})
+    with pytest.raises(UserError, match=f"{name} is 0.5"):
+        model_files.read_sizes(tmp_path)
+
+
+def test_rotary_positions_where_transformers_5_has_them(tmp_path):
+    config = model_files.qwen3_config(v4.Config())
+    del config["rope_theta"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    write_json(tmp_path / "config.json", config)
+    assert model_files.read_sizes(tmp_path)["rope_base"] == 1e6
+
+
+def test_a_greedy_run_is_exported_as_one(folders, tmp_path):
+    run_folder = shutil.copytree(folders[0], tmp_path / "run")
+    config = read_json(run_folder / "config.json")
+    write_json(run_folder / "config.json", config | {"temperature": 0.0})
+    export.main([str(run_folder), str(tmp_path / "model")])
+    assert not GenerationConfig.from_pretrained(tmp_path / "model").do_sample
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 48

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VERSIONS
+from conftest import VERSIONS, load_version, small_arguments
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -477,3 +477,17 @@ def test_open_files_are_counted(tmp_path):
     with open(tmp_path / "a", "w"):
         assert soak.process_state()["handles"] == before + 1
     assert soak.process_state()["handles"] == before
+
+
+def test_the_second_signal_does_not_wait(corpus_file, tmp_path, monkeypatch, capsys):
+    v0 = load_version("v0_bigram")
+
+    def hang(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(v0, "training_step", hang)
+    with pytest.raises(SystemExit) as stop:
+        v0.main(small_arguments(v0, data=corpus_file, out=tmp_path))
+    assert stop.value.code == 130 and capsys.readouterr().err.endswith("stopped\n")

@@ -1,6 +1,9 @@
 """The parts of the models against torch's, against naive versions, and against published values."""
 
 import math
+from dataclasses import replace
+from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from shared.decoding import Reader
+from shared.files import UserError
 from shared.functions import rms_norm
 
 v1, v2, v3, v4 = (
@@ -78,14 +82,15 @@ def test_rotary_scores_depend_on_distance_only(shift, seed):
         assert toeplitz.diagonal(-distance).std(correction=0) < 1e-5
 
 
-def test_rotary_positions_are_complex_multiplication():
-    config = small_config(v4)
+@pytest.mark.parametrize("base", [100.0, 10_000.0, 1e6])
+def test_rotary_positions_are_complex_multiplication(base):
+    config = small_config(v4, rope_base=base)
     x = torch.randn(2, config.n_heads, 10, 8)
-    frequencies = 10_000.0 ** (-torch.arange(4) / 4)
+    frequencies = base ** (-torch.arange(4) / 4)
     turned = torch.complex(x[..., :4], x[..., 4:])
     turned = turned * torch.exp(1j * torch.arange(10)[:, None] * frequencies)
     expected = torch.cat((turned.real, turned.imag), dim=-1)
-    close(v2.Position(small_config(v2)).rotate(x), expected)
+    close(v2.Position(small_config(v2, rope_base=base)).rotate(x), expected)
     turned = v4.rotate(x.transpose(1, 2), v4.Position(config)(0, 10))  # (B, T, H, D)
     close(turned.transpose(1, 2), expected)
 
@@ -274,3 +279,47 @@ def test_counted_bigrams():
     expected = np.histogram2d(tokens[:-1], tokens[1:], bins=3)[0] + 0.03
     found = v0.count_bigrams(tokens, config).table.weight.detach().exp().numpy()
     np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize("version", [v1, v2, v3])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_dropout_drops_its_share(version, share):
+    model, config = random_model(version, dropout=share)
+    dropped = []
+
+    def look(module, inputs, output):
+        kept = inputs[0] != 0  # in weights of attention the future is zero before
+        dropped.append(float((output[kept] == 0).float().mean()))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(look)
+    model.train()(torch.randint(config.vocab_size, (8, 16)))
+    assert len(dropped) == 3 * config.n_layers  # weights and output of attention, feed-forward
+    assert dropped == pytest.approx([share] * len(dropped), abs=0.05)
+
+
+def test_each_step_and_each_seed_drops_others():
+    config = small_config(v1, dropout=0.5)
+    model, masks = v1.LanguageModel(config), []
+    dropout = model.blocks[0].feed_forward.dropout
+    dropout.register_forward_hook(lambda module, inputs, output: masks.append(output == 0))
+    for step, seed in ((0, 0), (1, 0), (0, 1)):
+        run = SimpleNamespace(model=model, step=step, device=torch.device("cpu"), optimizers=[])
+        v1.training_step(run, np.zeros(50, np.uint16), replace(config, seed=seed))
+    assert not any(torch.equal(one, other) for one, other in combinations(masks, 2))
+
+
+def test_matrices_begin_with_a_deviation_of_06_over_the_root_of_fan_in():
+    torch.manual_seed(0)
+    model = v4.LanguageModel(v4.Config(vocab_size=300, n_kv_heads=1))
+    drawn = [p for p in model.blocks.parameters() if p.ndim == 2 and p.any()]
+    assert len(drawn) == 3 * 5  # query, key, value, gate and up; what adds to the stream is zero
+    for p in drawn:
+        assert p.std().item() * math.sqrt(p.shape[1]) == pytest.approx(0.6, rel=0.03)
+
+
+def test_a_table_of_too_many_characters_is_refused():
+    v0 = load_version("v0_bigram")
+    with pytest.raises(UserError, match="use v1"):
+        v0.LanguageModel(small_config(v0, vocab_size=10_001))

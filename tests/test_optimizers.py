@@ -209,6 +209,8 @@ def test_rates_fall_with_length_and_width(tmp_path):
     assert rates[id(model.embedding.weight)] == config.learning_rate
     matrix = model.blocks[0].attention.query.weight
     assert rates[id(matrix)] == pytest.approx(config.muon_learning_rate)
+    narrow, _ = v4.make_optimizers(*random_model(v4, width=64))  # never above the others'
+    assert [group.get("scale", 1) for group in narrow.param_groups] == [1, 1]
 
 
 def test_optimizers_do_as_their_options_say():

@@ -9,7 +9,7 @@ from conftest import load_version, random_model, small_config
 from test_distributed import arguments_for, needs_fork, state, together
 
 from benchmarks.faults import equal
-from shared.command_line import pick_dtype
+from shared.command_line import pick_device, pick_dtype
 from shared.run import Run
 
 v4 = load_version("v4_modern")
@@ -86,3 +86,12 @@ def test_two_processes_exchange_bfloat16(corpus_file, tmp_path):
     assert equal(first, second)
     v4.main(arguments_for(corpus_file, tmp_path / "one", dtype="bfloat16"))
     assert state(tmp_path / "two")[0] == pytest.approx(state(tmp_path / "one")[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "cuda, mps, device", [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_the_best_device(cuda, mps, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto") == device

@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
+import time
 from collections import namedtuple
 
 import numpy as np
@@ -114,3 +117,53 @@ def test_scale_tells_what_it_measured():
     assert (
         "| 10 MB | 4.0 s (2.5 MB/s) | 500 MB | 2.0 s (5.0 MB/s) | 500 MB | 0.50 s | 7 MB |" in text
     )
+
+
+def test_the_middle_turn_counts_and_ids_must_be_equal(tmp_path, monkeypatch):
+    taken = {who: iter((9.0, 1.0, 2.0)) for who in ("v4", "tiktoken")}
+    sha256 = dict.fromkeys(taken, "same")
+
+    def turn(arguments, cores):
+        seconds = next(taken[arguments[1]])
+        cold, warm = ({"cpu": s, "seconds": 2 * s} for s in (seconds, seconds / 10))
+        return {"cold": cold, "warm": warm, "sha256": sha256[arguments[1]]}
+
+    monkeypatch.setattr(tokenizers, "turn", turn)
+    monkeypatch.setattr(tokenizers, "TRAIN", {})
+    monkeypatch.setattr(tokenizers, "ENCODE", dict.fromkeys(taken))
+    options, files = tokenizers.Options(repeats=3), (tmp_path / "text", tmp_path / "ours")
+    rows = tokenizers.compare_at(options, 100, 1, *files)
+    found = {(row["who"], row["task"]): (row["cpu"], row["seconds"]) for row in rows}
+    assert found == {(who, "cold"): (2.0, 4.0) for who in taken} | {
+        (who, "warm"): (0.2, 0.4) for who in taken
+    }
+    taken |= {who: iter((1.0,) * 3) for who in taken}
+    sha256["tiktoken"] = "another"
+    with pytest.raises(UserError, match="the ids differ"):
+        tokenizers.compare_at(options, 100, 1, *files)
+
+
+def test_time_is_also_that_of_started_processes():
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    _, taken = tokenizers.timed(lambda: subprocess.run([sys.executable, "-c", burn], check=True))
+    assert taken["cpu"] > 0.2
+
+
+def test_the_first_time_is_cold(tmp_path, monkeypatch):
+    asked = []
+
+    def encode():  # works for it the first time alone
+        if not asked:
+            start = time.process_time()
+            while time.process_time() < start + 0.1:
+                pass
+        asked.append(1)
+        return [1]
+
+    Tokenizer.train(["ab"], 260).save(tmp_path / "ours.json")
+    (tmp_path / "text.txt").write_text("ab")
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    monkeypatch.setitem(tokenizers.ENCODE, "v4", lambda *_: encode)
+    files = [str(tmp_path / "text.txt"), "260", str(tmp_path / "ours.json")]
+    found = tokenizers.measure("encode", "v4", *files)
+    assert len(asked) == 2 and found["cold"]["cpu"] > 0.09 > found["warm"]["cpu"]

@@ -265,7 +265,7 @@ def test_streaming_does_not_hold_the_text():
 
 
 def test_long_words_merge_like_short_ones():
-    """Words of more than 1,024 bytes are merged otherwise; the ids are those of a naive BPE."""
+    """Words of more than 128 bytes are merged otherwise; the ids are those of a naive BPE."""
     for word in ("a" * 2049, "abcab" * 300, "cats" * 999, "ab" * 1024 + "a"):
         tokenizer = v4.Tokenizer.train([word, "cat cats aaaa abc abab"], 290)
         ids = list(word.encode())

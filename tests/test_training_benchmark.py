@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_version, small_config
 
-from benchmarks import race, training
+from benchmarks import race, trainers, training
 from benchmarks.trainers import NanoGPTTrainer, V4Trainer, complete_run, load_nanogpt
 from shared.files import UserError, read_json
 
@@ -433,3 +433,64 @@ def test_another_model_is_refused(tmp_path, text):
     (tmp_path / "model.py").write_text(text)
     with pytest.raises(UserError, match="is not nanoGPT's model"):
         load_nanogpt(str(tmp_path))
+
+
+# ---- what is measured ----
+
+
+def test_flops_of_a_product(monkeypatch):
+    times = iter([0.0, 2.0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(times))
+    assert training.matrix_peak(8, "float32") == 2 * 8**3 / 2.0
+
+
+def test_the_middle_turn_counts_and_the_first_warms_up(monkeypatch):
+    clock, taken = [0.0], iter((50.0, 1.0, 9.0, 2.0))
+    monkeypatch.setattr(trainers.time, "perf_counter", lambda: clock[0])
+
+    def work():
+        clock[0] += next(taken)
+
+    assert trainers.interleave({"who": work}, 3, "") == {"who": 2.0}
+
+
+def test_steps_that_warm_up_are_not_counted(monkeypatch):
+    steps = iter([100.0] * training.WARM_UP + [1.0] * 3)
+    monkeypatch.setattr(training, "split_step", lambda trainer, clock: {"whole": next(steps)})
+    monkeypatch.setattr(training, "matrix_peak", lambda size, dtype: float(size))
+    trainer = SimpleNamespace(config=SimpleNamespace(dtype="float32"), device=torch.device("cpu"))
+    assert training.time_steps(trainer, 3) == ({"whole": 1.0}, max(training.PEAK_SIZES))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nanogpts_step_is_its_own(clone, dtype):
+    """In training mode after it was scored, in the dtype asked for, its gradient cut to 1."""
+    ids, seen, lengths = np.arange(100) % 8, [], []
+    module = load_nanogpt(str(clone))
+    trainer = NanoGPTTrainer(module, 0, 300, 8, ids, ids, len(ids) - 1, dtype=dtype)
+    table = trainer.model.table.weight
+    trainer.model.register_forward_pre_hook(
+        lambda model, _: seen.append((model.training, torch.is_autocast_enabled("cpu")))
+    )
+    table.register_hook(lambda gradient: 1e4 * gradient)
+    trainer.optimizer.register_step_pre_hook(lambda *_: lengths.append(table.grad.norm().item()))
+    trainer.score()
+    trainer.train_step()
+    assert seen[-1] == (True, dtype == "bfloat16")
+    assert lengths == pytest.approx([1.0], rel=1e-3)
+
+
+def test_a_race_counts_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "TOKENIZER_TURNS", 1)
+    sizes = {who: {"vocab_size": v} for who, v in zip(race.OURS, (300, 257))}
+    monkeypatch.setattr(race, "V4_OPTIONS", sizes)
+    text, kept = "".join(f"é漢 line {i}\n" for i in range(400)), {}
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-8"))
+    one = race.Race(None, str(tmp_path / "a.txt"), 10, 1, kept, lambda: None)
+    val = text[len(text) * 9 // 10 :]
+    n_bytes = len(val.encode("utf-8"))
+    assert (kept["text"]["bytes"], kept["text"]["val_bytes"]) == (len(text.encode()), n_bytes)
+    for who, (tokenizer, *_) in one.tokens.items():
+        held = n_bytes / len(tokenizer.encode(val))
+        assert kept["tokenizers"][who]["bytes_a_token"] == pytest.approx(held)
+    assert kept["tokenizers"][race.CHARACTERS]["bytes_a_token"] == 1

@@ -14,10 +14,13 @@ from conftest import ROOT, by_characters, load_version, small_arguments, small_c
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
 import shared.run
+from shared import model_table
+from shared.command_line import print_text
 from shared.model_table import measure
 from shared.run import Run
 from shared.tokens import decode_pieces
@@ -188,6 +191,23 @@ def test_any_rows_make_a_picture_always_the_same(rows, tmp_path, real_pictures):
 # ---- before training ----
 
 
+def test_the_picture_shows_the_rows(tmp_path, monkeypatch, real_pictures):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
+    scored = [(0, 5.0, 3.0, 50), (1, 4.0, 2.0, 50), (2, 3.0, 1.0, 50), (3, 1.5, 0.5, 900)]
+    names = ("step", "val_loss", "bits_per_byte", "scored_tokens")
+    rows = [dict(zip(names, values)) for values in scored]
+    rows.insert(3, {"step": 2, "train_loss": 4.5})
+    shared.run.draw_loss(rows, tmp_path / "loss.png", "title")
+    losses, bits = (
+        {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        for axes in figures[0].axes
+    )
+    whole = "validation, all of it"
+    assert losses == {"training": [[2, 4.5]], "validation": [[1, 4], [2, 3]], whole: [[3, 1.5]]}
+    assert bits == {"validation": [[1, 2], [2, 1]], whole: [[3, 0.5]]}
+
+
 def saved_bytes(model, loss_of) -> int:
     """The bytes that a real forward pass keeps, weights left out."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
@@ -302,3 +322,19 @@ def test_the_log_says_after_how_many_steps_compiling_pays(
     assert compiled == [20]
     told = "compiled in 30 s; a step takes 500.0 ms instead of 1000.0 ms: pays after 60 steps"
     assert told in capsys.readouterr().out
+
+
+def test_any_text_is_printed_at_once_on_any_terminal(monkeypatch):
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(
+        written, "ascii", newline="\n"
+    )  # keeps what it is not told to flush
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_text("é漢 cat")
+    assert written.getvalue() == b"?? cat\n"
+
+
+def test_peaks_are_those_of_the_data_sheets():
+    """Dense, without sparsity."""
+    sheets = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989.5}
+    assert sheets.items() <= model_table.BFLOAT16_PEAK.items()
