@@ -25,6 +25,7 @@ from benchmarks.common import (
     load_version,
     markdown,
     mean,
+    plus_minus,
     spread,
     what_it_depends_on,
 )
@@ -181,7 +182,7 @@ ABLATIONS = {
         constant_rate,
         slower(CONSTANT_SHARE),
     ),
-    "zeros": Ablation("projections of zeros", "drawn as the other matrices", no_zeros),
+    "zeros": Ablation("projections and head of zeros", "drawn as the other matrices", no_zeros),
     "clipping": Ablation("clipping of gradients", "nothing", no_clipping),
     "qk_norm": Ablation("QK-norm", "nothing", no_qk_norm),
     "layer_norm": Ablation("RMSNorm", "LayerNorm", layer_norm),
@@ -238,7 +239,6 @@ def summarize(points: list[dict]) -> list[dict]:
             "instead": ablation.instead,
             "steps": point["options"]["steps"],
             "parameters": finished[0]["parameters"] if finished else None,
-            "seconds": mean(run["seconds"] for run in finished) if finished else None,
             "diverged": f"{diverged} of {len(point['runs'])}" if diverged else "",
         }
         if not diverged:
@@ -258,20 +258,17 @@ def report(results: dict) -> str:
     """The table, as it stands in table.md and in the README."""
     rows = summarize(results["points"])
     full = rows[0]
-    cells = [["without", "instead", "bits per byte", "difference", "seconds"]]
+    cells = [["without", "instead", "bits per byte", "difference"]]
     details = [["without", "instead", "steps", "parameters"]]
     for row in rows:
-        score, cost, time = f"diverged, {row['diverged']}", "", ""
+        score, cost = f"diverged, {row['diverged']}", ""
         if not row["diverged"]:
-            score = f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}"
-        if row["seconds"] is not None:
-            time = f"{row['seconds']:.1f}"
+            score = f"**{row['bits_per_byte']:.3f}**{plus_minus(row['spread'])}"
         if row is not full and not row["diverged"]:
             share = row["cost"] / full["bits_per_byte"]
-            cost = f"{row['cost']:+.3f} ± {row['cost_spread']:.3f} ({share:+.1%})"
-            time += f" ({row['seconds'] / full['seconds'] - 1:+.0%})"
+            cost = f"{row['cost']:+.3f}{plus_minus(row['cost_spread'])} ({share:+.1%})"
         names = [row["without"], row["instead"]]
-        cells.append([*names, score, cost, time])
+        cells.append([*names, score, cost])
         size = f"{row['parameters']:,}" if row["parameters"] else ""
         details.append([*names, f"{row['steps']:,}", size])
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]

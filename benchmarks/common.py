@@ -210,6 +210,11 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def plus_minus(spread: float, digits: int = 3) -> str:
+    """What stands after a mean of values that differ; nothing after a single one."""
+    return f" ± {spread:.{digits}f}" if spread else ""
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -240,6 +245,7 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
     elif results["bytes"]:
         budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
     seeds = len({run["seed"] for run in runs})
+    of_seeds = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     dtypes = {}  # who computes in which
     for run in runs:
         dtypes.setdefault(run["dtype"], set()).add(run["version"])
@@ -248,8 +254,8 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
         for dtype, who in sorted(dtypes.items())
     )
     return (
-        f"At {budget}: mean ± standard deviation of {seeds} seeds, on the whole validation split "
-        f"of `{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
+        f"At {budget}: {of_seeds}, on the whole validation split of "
+        f"`{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
         f"{first['corpus']['sha256'][:12]}), matrix products in {products}; {on_machine(*runs)}."
     )
 

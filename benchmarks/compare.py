@@ -34,6 +34,7 @@ from benchmarks.common import (
     mean,
     open_run,
     pick_versions,
+    plus_minus,
     source,
     spread,
     steps_for_bytes,
@@ -336,7 +337,7 @@ def ladder_table(rows: list[dict]) -> str:
             [
                 f"[{name}]({name}/train.py)",
                 idea(name),
-                f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}",
+                f"**{row['bits_per_byte']:.3f}**{plus_minus(row['spread'])}",
                 f"{row['change']:+.1%}" if before else "",
                 str(len(source(name).splitlines())),
                 f"`diff {before['version']}/train.py {name}/train.py`" if before else "",
@@ -354,13 +355,13 @@ def measure_table(rows: list[dict]) -> str:
         "context, tokens": lambda r: f"{r['context_tokens']:,}",
         "context, bytes": lambda r: f"{r['context_bytes']:,.0f}",
         "steps": lambda r: "–".join(f"{steps:,}" for steps in r["steps"]),
-        "training, seconds": lambda r: f"{r['seconds']:.1f} ± {r['seconds_spread']:.1f}",
+        "training, seconds": lambda r: f"{r['seconds']:.1f}{plus_minus(r['seconds_spread'], 1)}",
         "text seen, MB": lambda r: f"{r['train_bytes'] / 1e6:,.2f}",
         "bytes a second": lambda r: f"{r['bytes_a_second']:,.0f}",
         "loss a token, nats": lambda r: f"{r['loss']:.3f}",
         "perplexity a token": lambda r: f"{r['perplexity']:.2f}",
         "perplexity a word": lambda r: large(r["word_perplexity"]),
-        "**bits per byte**": lambda r: f"**{r['bits_per_byte']:.3f}** ± {r['spread']:.3f}",
+        "**bits per byte**": lambda r: f"**{r['bits_per_byte']:.3f}**{plus_minus(r['spread'])}",
         "change from the rung below": lambda r: (
             "" if r["change"] is None else f"{r['change']:+.1%}"
         ),
@@ -376,7 +377,7 @@ def beyond_table(rows: list[dict]) -> str:
     reading = [row for row in rows if len(row["beyond"]) > 1]
     for row in reading:
         once = row["beyond"][0]["mean"]
-        cells = [f"{b['mean']:.3f} ± {b['spread']:.3f}" for b in row["beyond"]]
+        cells = [f"{b['mean']:.3f}{plus_minus(b['spread'])}" for b in row["beyond"]]
         for i, b in enumerate(row["beyond"][1:], 1):
             cells[i] += f" ({b['mean'] / once - 1:+.1%})"
         table.append([row["version"], *cells])

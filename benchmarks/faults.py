@@ -615,7 +615,7 @@ def report(results: dict) -> str:
     commits = sorted({trial["commit"] for trial in results["trials"]})
     versions = len({trial["version"] for trial in results["trials"]})
     depends = (
-        f"{times(results['trials']):,} faults in {versions} versions, seed {results['seed']}; "
+        f"{times(results['trials']):,} trials in {versions} versions, seed {results['seed']}; "
         f"Python {machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."
     )
     return f"{markdown(rows)}\n\n{depends}"

@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from benchmarks.common import load_version, markdown, mean, spread
+from benchmarks.common import load_version, markdown, mean, plus_minus, spread
 from benchmarks.trainers import (
     NANOGPT_SHAPE,
     V4,
@@ -214,7 +214,7 @@ def tell_bits(runs: list[dict]) -> str:
     bits = [run["bits_per_byte"] for run in runs]
     if diverged := bits.count(None):
         return f"diverged, {diverged} of {len(bits)}"
-    return f"{mean(bits):.3f}" + (f" ± {spread(bits):.3f}" if len(bits) > 1 else "")
+    return f"{mean(bits):.3f}{plus_minus(spread(bits))}"
 
 
 def steps_in_their_seconds(kept: dict, who: str, steps: int) -> int:

@@ -125,7 +125,7 @@ def run(options: Options) -> dict:
 
 def report(results: dict) -> str:
     """A line for each size."""
-    table = [["text", "", "peak", "encode", "peak", "1,000 batches", "peak, more"]]
+    table = [["text", "", "peak", "encode", "peak", "open, 1,000 batches", "peak, more"]]
     table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
     rows = results["rows"]
     for size in dict.fromkeys(row["bytes"] for row in rows):
@@ -142,14 +142,15 @@ def report(results: dict) -> str:
         f"{markdown(table)}\n\nText: words of `pydocs` drawn at random, as often as there, and "
         f"one in {NEW_WORDS} made up (more different words take more time and memory). One "
         f"process with one worker each; {on_machine(results['machine'])}. The peaks are of all the "
-        "process holds, torch and the rest of v4 included; of reading batches, what it adds."
+        "process holds, torch and the rest of v4 included; of reading batches, what it adds. To "
+        "open a file of tokens is to read it once."
     )
 
 
 def draw(results: dict) -> Figure:
     """Seconds and peak memory over the size of the text, with a line of what is proportional."""
     figure, (time_axes, memory_axes) = axes_of(2)
-    for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"{BATCHES:,} batches")):
+    for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"open, {BATCHES:,} batches")):
         rows = [row for row in results["rows"] if row["task"] == task]
         sizes = [row["bytes"] / 1e6 for row in rows]
         time_axes.plot(sizes, [row["seconds"] for row in rows], "o-", label=label)

@@ -100,7 +100,7 @@ def soak(options: Options) -> dict:
             if done.returncode:
                 raise UserError(f"{version} ended with status {done.returncode}")
             runs[version] = read_json(result)
-    return {"steps": options.steps, "runs": runs, "machine": machine_facts()}
+    return {"steps": options.steps, "runs": runs, "machine": machine_facts() | {"threads": 1}}
 
 
 def slope(points: Sequence[dict]) -> float:

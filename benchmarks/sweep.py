@@ -37,6 +37,7 @@ from benchmarks.common import (
     markdown,
     mean,
     pick_versions,
+    plus_minus,
     spread,
     steps_for_bytes,
     train,
@@ -266,8 +267,8 @@ def finding(what: str, rows: list[dict]) -> str:
         if row is not best
     ]
     return (
-        f"**{title(what)}**: best at {best['value']:g}, {best['bits_per_byte']:.3f} ± "
-        f"{best['spread']:.3f} bits per byte; {', '.join(others)}."
+        f"**{title(what)}**: best at {best['value']:g}, {best['bits_per_byte']:.3f}"
+        f"{plus_minus(best['spread'])} bits per byte; {', '.join(others)}."
     )
 
 
@@ -276,7 +277,7 @@ def title(what: str) -> str:
 
 
 def table(what: str, rows: list[dict]) -> str:
-    head = [title(what).lower(), "× default", "steps", "parameters", "seconds", "bits per byte"]
+    head = [title(what).lower(), "× default", "steps", "parameters", "bits per byte"]
     cells = [head]
     for row in rows:
         bits = row["diverged"] and f"diverged, {row['diverged']}"
@@ -286,8 +287,7 @@ def table(what: str, rows: list[dict]) -> str:
                 f"{row['factor']:g}",
                 f"{row['steps']:,}",
                 f"{row['parameters']:,}" if row["parameters"] else "",
-                f"{row['seconds']:.1f}" if row["seconds"] is not None else "",
-                bits or f"**{row['bits_per_byte']:.3f}** ± {row['spread']:.3f}",
+                bits or f"**{row['bits_per_byte']:.3f}**{plus_minus(row['spread'])}",
             ]
         )
     return markdown(cells)

@@ -4,7 +4,8 @@
 
 Each measurement is a process of its own, on one core or on all; contestants take turns, and the
 median of `--repeats` turns counts, in CPU seconds on one core and in seconds on all. Encoders work
-with the vocabulary that v4 learned, and their ids are compared before a speed is printed.
+with the vocabulary that v4 learned, and their ids are compared before a speed is printed (but
+rustbpe's, which reads no vocabulary and learns its own).
 Peers that are not installed are left out: `pip install tiktoken tokenizers rustbpe bpeasy`.
 """
 
@@ -53,7 +54,7 @@ from shared.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LONG = 20  # seconds of a turn after which a contestant gets no other
-# MB beyond which a contestant is left out: it would take hours.
+# MB beyond which a contestant is left out: it would take hours (to encode, minutes).
 SLOW = {("train", "v2"): 0.1, ("encode", "v2"): 2}
 
 
@@ -177,12 +178,14 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     if cores == 1:
         return lambda: encode(text)
     documents = re.split(f"(?<={re.escape(END_OF_TEXT)})", text)
+    share = -(-len(documents) // cores)
+    parts = ["".join(documents[i : i + share]) for i in range(0, len(documents), share)]
 
-    def encode_documents() -> np.ndarray:  # its own encode_batch gives lists, which is slower
+    def encode_parts() -> np.ndarray:  # its own encode_batch gives lists, which is slower
         with ThreadPoolExecutor(cores) as pool:
-            return np.concatenate(list(pool.map(encode, documents)))
+            return np.concatenate(list(pool.map(encode, parts)))
 
-    return encode_documents
+    return encode_parts
 
 
 def encode_hugging_face(ours: object, text: str, cores: int) -> Encode:
@@ -390,7 +393,7 @@ def report(results: dict) -> str:
         how = "CPU seconds on one core" if cores == 1 else f"seconds on {cores} cores"
         details.append(f"{n_bytes / 1e6:g} MB, {how}:\n\n{markdown(table)}")
     options = results["options"]
-    text = options["data"] or "the embedded corpus, this Python's sources, files of /usr/share"
+    text = options["data"] or "files of this Python, its packages and /usr/share, and `pydocs`"
     peers = ", ".join(f"{who} {number}" for who, number in results["peers"].items())
     parts.append(
         f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns "

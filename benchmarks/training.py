@@ -402,7 +402,7 @@ def report_wider(rows: list[dict]) -> str:
         f"{markdown(table)}\n\nHeads, feed-forward and batch grow with the width; medians of "
         f"{rows[-1]['steps']} steps of the wider ones, the peak measured between the steps as "
         "above. MB of a process: before it has a model; kept in a step, as `--print-model` "
-        "tells; and the most that it holds."
+        "tells, all in float32; and the most that it holds."
     )
 
 
