@@ -195,11 +195,12 @@ def clear_errors() -> Iterator[None]:
     for SIGTERM, 1 for what the system fails at, or when another process of the run was lost."""
 
     def stop(number: int, _: object) -> None:
+        leave_terminal(number)
         raise KeyboardInterrupt(number)
 
-    handlers = {signal.SIGTERM: stop}
+    handlers = dict.fromkeys(ended_by(), stop)
     if not distributed.is_first():  # what only waits for another has nothing to put in order
-        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_DFL)
+        handlers = dict.fromkeys((signal.SIGINT, *ended_by()), signal.SIG_DFL)
     if threading.current_thread() is not threading.main_thread():  # Python's own condition
         handlers = {}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -235,6 +236,24 @@ def clear_errors() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ended_by() -> list[int]:
+    """The signals that end a run, besides Ctrl-C's: SIGTERM, and that of a closed terminal unless
+    `nohup` keeps it off."""
+    closed = getattr(signal, "SIGHUP", None)  # Windows has none
+    keeps_off = closed is None or signal.getsignal(closed) == signal.SIG_IGN
+    return [signal.SIGTERM] if keeps_off else [signal.SIGTERM, closed]
+
+
+def leave_terminal(number: int) -> None:
+    """Write nowhere if a signal says that the terminal was closed: to write there would fail."""
+    if number == getattr(signal, "SIGHUP", None):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in (1, 2):
+            if os.isatty(output):
+                os.dup2(nowhere, output)
+        os.close(nowhere)
 
 
 def pick_device(name: str) -> str:

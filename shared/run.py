@@ -32,6 +32,8 @@ from tqdm import tqdm
 from shared import distributed
 from shared.command_line import (
     encode_prompt,
+    ended_by,
+    leave_terminal,
     lock_metrics,
     pick_device,
     pick_dtype,
@@ -69,8 +71,8 @@ class Run:
     """A model, how far its training has come, and the folder that keeps both.
 
     As a context manager it records the training: the progress bar, metrics.jsonl, and the wish to
-    stop. Ctrl-C and SIGTERM only make a checkpoint due, since half a step is no state to go on
-    from; once it is written, the process ends.
+    stop. Ctrl-C, SIGTERM and a closed terminal only make a checkpoint due, since half a step is no
+    state to go on from; once it is written, the process ends.
     """
 
     def __init__(
@@ -188,7 +190,7 @@ class Run:
         distributed.wait()
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python's own condition
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *ended_by()):
                 self.handlers[number] = signal.signal(number, self._remember)
         self.replica = distributed.replica(self.model)
         self.share_of_peak = share_of_peak(self.model, self.config, self.device)
@@ -231,6 +233,7 @@ class Run:
         if self.signal:  # the second one does not wait
             raise KeyboardInterrupt(number)
         self.signal = number
+        leave_terminal(number)
 
     def _check_folder(self) -> None:
         """UserError if the folder is gone: a new one would have part of the run alone."""

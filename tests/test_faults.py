@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import string
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VERSIONS, load_version, small_arguments
+from conftest import ROOT, VERSIONS, load_version, small_arguments
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -160,7 +161,10 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOPS])
 def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch, number):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.fsync", lambda _: signal.raise_signal(number))
@@ -177,21 +181,36 @@ def test_a_bar_that_a_signal_leaves_half_made_ends_in_peace(monkeypatch):
     bar.close()  # as when nobody holds it any more
 
 
-def test_sigterm_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch, number):
     log_step = Run.log_step
 
     def interrupted(run, *rest):
         log_step(run, *rest)
         if run.step == 5:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "log_step", interrupted)
         status, said, _ = call(subject, subject.arguments(tmp_path / "run"))
-    assert status == 143
+    assert status == 128 + number
     assert said.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run goes on\n")
     assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
+def test_nothing_is_written_to_a_closed_terminal():
+    import pty
+
+    code = "import signal, sys; from shared.command_line import leave_terminal; print('before', "
+    code += "flush=True); leave_terminal(signal.SIGHUP); print('after', flush=True)"
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, stdout=other_end, stderr=other_end)
+    assert done.returncode == 0 and os.read(terminal, 1000) == b"before\r\n"
+    os.close(other_end)
+    os.close(terminal)
 
 
 # ---- disks and folders ----
