@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -251,8 +252,9 @@ def leave_terminal(number: int) -> None:
     if number == getattr(signal, "SIGHUP", None):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for output in (1, 2):
-            if os.isatty(output):
-                os.dup2(nowhere, output)
+            with contextlib.suppress(OSError):  # it may have none
+                if stat.S_ISCHR(os.fstat(output).st_mode):  # isatty says no of a closed one
+                    os.dup2(nowhere, output)
         os.close(nowhere)
 
 

@@ -230,7 +230,11 @@ class Run:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
-        if self.signal:  # the second one does not wait
+        told_twice = number not in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        )  # a closed terminal, by its shell
+        if self.signal and not told_twice:  # the second one does not wait
             raise KeyboardInterrupt(number)
         self.signal = number
         leave_terminal(number)
