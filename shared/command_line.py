@@ -192,8 +192,9 @@ def _can_be_a_path(name: str) -> bool:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Tell what went wrong in one line: exit status 2 for the user's errors, 130 for Ctrl-C, 143
-    for SIGTERM, 1 for what the system fails at, or when another process of the run was lost."""
+    """Tell what went wrong in one line: exit status 2 for the user's errors, 128 and the signal's
+    number for Ctrl-C and what else ended the run, 1 for what the system fails at, or when another
+    process of the run was lost."""
 
     def stop(number: int, _: object) -> None:
         leave_terminal(number)

@@ -230,11 +230,8 @@ class Run:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
-        told_twice = number not in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        )  # a closed terminal, by its shell
-        if self.signal and not told_twice:  # the second one does not wait
+        # The second one does not wait, but a closed terminal is told of by its shell, too.
+        if self.signal and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt(number)
         self.signal = number
         leave_terminal(number)

@@ -188,9 +188,6 @@ def test_any_rows_make_a_picture_always_the_same(rows, tmp_path, real_pictures):
     assert pyplot.imread(tmp_path / "one.png").std() > 0.01  # it can be read, and is not blank
 
 
-# ---- before training ----
-
-
 def test_the_picture_shows_the_rows(tmp_path, monkeypatch, real_pictures):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
@@ -206,6 +203,9 @@ def test_the_picture_shows_the_rows(tmp_path, monkeypatch, real_pictures):
     whole = "validation, all of it"
     assert losses == {"training": [[2, 4.5]], "validation": [[1, 4], [2, 3]], whole: [[3, 1.5]]}
     assert bits == {"validation": [[1, 2], [2, 1]], whole: [[3, 0.5]]}
+
+
+# ---- before training ----
 
 
 def saved_bytes(model, loss_of) -> int:
@@ -326,9 +326,7 @@ def test_the_log_says_after_how_many_steps_compiling_pays(
 
 def test_any_text_is_printed_at_once_on_any_terminal(monkeypatch):
     written = io.BytesIO()
-    terminal = io.TextIOWrapper(
-        written, "ascii", newline="\n"
-    )  # keeps what it is not told to flush
+    terminal = io.TextIOWrapper(written, "ascii", newline="\n")  # keeps what nobody flushes
     monkeypatch.setattr(sys, "stdout", terminal)
     print_text("é漢 cat")
     assert written.getvalue() == b"?? cat\n"
