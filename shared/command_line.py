@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import signal
 import stat
 import sys
@@ -20,8 +21,8 @@ import tyro
 from tqdm import tqdm
 
 from shared import distributed
-from shared.corpora import DOWNLOADS, END_OF_TEXT
-from shared.files import UserError, lock, need_package, read_json
+from shared.corpora import DOWNLOADS, END_OF_TEXT, cache_folder
+from shared.files import UserError, lock, need_package, need_writable, read_json
 from shared.model_files import read_sizes
 from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
@@ -39,8 +40,7 @@ AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
 # What the system refuses because of what was asked for: wrong names, too small a disk.
-THE_USERS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.ENOSPC}
-THE_USERS |= {errno.ENAMETOOLONG}
+THE_USERS = "ENOENT ENOTDIR EISDIR EEXIST EACCES EPERM EROFS ENAMETOOLONG ENOSPC EDQUOT"
 # What torch's errors say of it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
 OUT_OF_MEMORY = "out of memory", "can't allocate memory", "ALLOC_FAILED"
 SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
@@ -91,9 +91,7 @@ def _with_sizes_of(
 
 def _check_folder(out: Path) -> None:
     """UserError, before any work is done, if no files can be written to `out`."""
-    existing = next((path for path in (out, *out.parents) if path.exists()), out)  # or no drive
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--out {out}: no files can be written to {existing}")
+    need_writable(out, f"--out {out}")
     if (out / "metrics.jsonl").exists():
         lock_metrics(out).close()
 
@@ -137,26 +135,33 @@ def parse_options(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_first_paragraph(complaint.getvalue())} (see --help)") from None
+        raise UserError(f"{_in_one_line(complaint.getvalue())} (see --help)") from None
 
 
-def _first_paragraph(box: str) -> str:
-    """What tyro's box says under its title, up to the next rule; frames differ by terminal."""
+def _in_one_line(box: str) -> str:
+    """What tyro's box says under its title, up to the next rule; frames differ by terminal. Of the
+    rest only which options are like one that there is not."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     rule = "─-╭╮╰╯+ "
-    paragraphs = " ".join(line if line.strip(rule) else "\n" for line in lines).split("\n")
-    return next((text.strip() for text in paragraphs if text.strip()), "wrong arguments")
+    text = "\n".join(line if line.strip(rule) else "" for line in lines).strip()
+    complaint, _, rest = text.partition("\n\n")
+    similar = re.findall(r"^--(?!help)\S+", rest, re.MULTILINE)
+    if similar and complaint.startswith("Unrecognized"):
+        complaint += f": perhaps {' or '.join(similar)}"
+    return complaint.replace("\n", " ") or "wrong arguments"
 
 
 def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
     """The config that the run in folder `out` was started with."""
     path = Path(out) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there: train first, or name the run with --out")
     values = read_json(path)
     try:
         fresh = {"out": out, "resume": False, "sample": False, "compile": False}
         return config_class(**values | {k: v for k, v in fresh.items() if k in values})
     except TypeError:
-        raise UserError(f"{path} is of another version") from None
+        raise UserError(f"{path} was written by another version's train.py") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -180,7 +185,7 @@ def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any versi
                 least = "0 or more" if field.name in MAY_BE_ZERO else "more than 0"
                 raise UserError(f"{option} {value} must be {least}, at most {limit:,}")
         elif field.name in ("data", "out") and not _can_be_a_path(value):
-            raise UserError(f"{option} {value!r} is no name of a file or folder")
+            raise UserError(f"{option} {value!r} cannot be the name of a file or folder")
 
 
 def _can_be_a_path(name: str) -> bool:
@@ -197,7 +202,7 @@ def clear_errors() -> Iterator[None]:
     process of the run was lost."""
 
     def stop(number: int, _: object) -> None:
-        leave_terminal(number)
+        write_nowhere(number)
         raise KeyboardInterrupt(number)
 
     handlers = dict.fromkeys(ended_by(), stop)
@@ -218,8 +223,11 @@ def clear_errors() -> Iterator[None]:
     except BrokenPipeError:  # what read our output, `head` for one, has seen enough
         sys.exit(1)
     except OSError as error:
-        distributed.tell_error(f"error: {error.strerror or error}: {error.filename or 'a file'}")
-        sys.exit(2 if error.errno in THE_USERS else 1)
+        path = error.filename or "a file"
+        in_cache = Path(str(path)).is_relative_to(cache_folder())
+        hint = " ($LADDER_CACHE can name another folder)" if in_cache else ""
+        distributed.tell_error(f"error: {error.strerror or error}: {path}{hint}")
+        sys.exit(2 if errno.errorcode.get(error.errno) in THE_USERS.split() else 1)
     except (MemoryError, RuntimeError) as error:
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if full or any(words in str(error) for words in OUT_OF_MEMORY):
@@ -248,15 +256,21 @@ def ended_by() -> list[int]:
     return [signal.SIGTERM] if keeps_off else [signal.SIGTERM, closed]
 
 
-def leave_terminal(number: int) -> None:
-    """Write nowhere if a signal says that the terminal was closed: to write there would fail."""
+def write_nowhere(number: int) -> None:
+    """If a signal says that the terminal was closed, or that nobody reads what we write to a pipe,
+    write nowhere from now on: to write there would fail."""
     if number == getattr(signal, "SIGHUP", None):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for output in (1, 2):
-            with contextlib.suppress(OSError):  # it may have none
-                if stat.S_ISCHR(os.fstat(output).st_mode):  # isatty says no of a closed one
-                    os.dup2(nowhere, output)
-        os.close(nowhere)
+        is_closed = stat.S_ISCHR  # isatty says no of a closed one
+    elif number == getattr(signal, "SIGPIPE", None):
+        is_closed = stat.S_ISFIFO
+    else:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # it may have none
+            if is_closed(os.fstat(output).st_mode):
+                os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def pick_device(name: str) -> str:

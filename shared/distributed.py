@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from shared.files import UserError
 
@@ -112,7 +113,7 @@ def tell_error(line: str) -> None:
     """Print why this process ends, unless another one has said why already: the others of a run
     end because one did, or for the same reason."""
     if _is_first_to_tell():
-        print(line, file=sys.stderr, flush=True)
+        tqdm.write(line, file=sys.stderr)  # not behind a progress bar
 
 
 def _is_first_to_tell() -> bool:

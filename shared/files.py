@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file: choose another name to write to")
+        raise UserError(f"{path} is not a file: choose another name to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,6 +93,14 @@ def need_package(name: str, option: str) -> None:
         raise UserError(f"{option} needs a package that is not installed: pip install {name}")
 
 
+def need_writable(folder: Path, what: str) -> None:
+    """UserError, which begins with `what`, if no files can be written to `folder`, or no such
+    folder be made."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{what}: no files can be written to {existing}")
+
+
 def json_sha256(value: Any) -> str:  # noqa: ANN401
     """The SHA-256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
@@ -103,7 +111,7 @@ def read_json(path: str | Path) -> dict:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: train first, or name the run with --out") from None
+        raise UserError(f"{path} is not there") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ summary.json    what came out                      tokenizer.json, checkpoint.pt
 
 import ctypes
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -33,11 +34,11 @@ from shared import distributed
 from shared.command_line import (
     encode_prompt,
     ended_by,
-    leave_terminal,
     lock_metrics,
     pick_device,
     pick_dtype,
     print_text,
+    write_nowhere,
 )
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.files import (
@@ -121,7 +122,8 @@ class Run:
             self._write_checkpoint(parts)
         if stop := distributed.highest(self.signal):
             self.bar.close()
-            print_text(f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on")
+            line = f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on"
+            print(line, file=sys.stderr)
             sys.exit(128 + stop)
 
     def _write_checkpoint(self, parts: Sequence[torch.nn.Module | torch.optim.Optimizer]) -> None:
@@ -131,7 +133,7 @@ class Run:
         states = [part.state_dict() for part in parts]
         if not all(tensor.isfinite().all() for tensor in tensors_in(states)):
             raise UserError(
-                f"the weights are no numbers after step {self.step}: lower the rates and start "
+                f"the weights are not finite after step {self.step}: lower the rates and start "
                 "again; the checkpoint before is kept"
             )
         try:
@@ -159,9 +161,12 @@ class Run:
                 saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, value in self.identity.items():
                 if name not in FREE_OPTIONS and value is not None and saved["run"][name] != value:
+                    theirs, ours = f"{name.replace('_', '-')} {saved['run'][name]}", value
+                    if name == "corpus":
+                        theirs, ours = "another text", f"what {self.config.data} holds now"
                     raise UserError(
-                        f"{path} is of a run with {name.replace('_', '-')} {saved['run'][name]}, "
-                        f"not {value}: use the same, or start a new run with another --out"
+                        f"{path} is of a run with {theirs}, not {ours}: use the same, or start a "
+                        "new run with another --out"
                     )
             progress, states = saved["progress"], saved["states"]
             check_progress(progress)
@@ -176,7 +181,7 @@ class Run:
         except Exception as error:  # a damaged file can fail in any way
             other = "" if "context_length" in self.identity else ", or of another --context-length"
             kind = type(error).__name__
-            raise UserError(f"{path} is no whole checkpoint{other} ({kind})") from None
+            raise UserError(f"{path} is not a whole checkpoint{other} ({kind})") from None
 
     # -- training --
 
@@ -234,7 +239,18 @@ class Run:
         if self.signal and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt(number)
         self.signal = number
-        leave_terminal(number)
+        write_nowhere(number)
+
+    def _show(self, show: Callable, *what: object) -> None:
+        """Call `show(*what)`, which prints: nobody there to read must not end a step half-way."""
+        try:
+            show(*what)
+        except BrokenPipeError:  # `| head` has seen enough
+            self._remember(signal.SIGPIPE, None)
+        except OSError as error:  # a terminal was closed, but we are meant to outlive it
+            if error.errno != errno.EIO:
+                raise
+            write_nowhere(signal.SIGHUP)
 
     def _check_folder(self) -> None:
         """UserError if the folder is gone: a new one would have part of the run alone."""
@@ -318,7 +334,7 @@ class Run:
         self.unread.append((loss, learning_rate))
         if self.device.type == "cpu" or self.step % LOG_EVERY == 0:
             self._read_losses()
-        self.bar.update()
+        self._show(self.bar.update)
         if getattr(self.config, "compile", False):
             self._time_compiled_steps()
         if self.step % LOG_EVERY == 0:
@@ -342,8 +358,9 @@ class Run:
             saved = (before - after) / LOG_EVERY
             pays = f"pays after {compiling / saved:,.0f} steps" if saved > 0 else "does not pay"
             before, after = (f"{1000 * seconds / LOG_EVERY:.1f} ms" for seconds in (before, after))
-            self.bar.write(
-                f"compiled in {compiling:.0f} s; a step takes {after} instead of {before}: {pays}"
+            self._show(
+                self.bar.write,
+                f"compiled in {compiling:.0f} s; a step takes {after} instead of {before}: {pays}",
             )
 
     def _read_losses(self) -> None:
@@ -378,7 +395,7 @@ class Run:
         Loss and perplexity a token, and bits per byte: the one that compares across tokenizers.
         """
         if not math.isfinite(nats):
-            raise UserError(f"the weights are no numbers at step {self.step}: lower the rates")
+            raise UserError(f"the weights are not finite at step {self.step}: lower the rates")
         if n_bytes == 0:
             raise UserError("the validation text holds no character that the training text has")
         lengths, n = token_lengths(self.tokenizer), len(tokens)
@@ -393,12 +410,13 @@ class Run:
         self._append_row(row | {"seconds": round(self.seconds, 3)} | speed)
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
-        self.bar.write(
+        self._show(
+            self.bar.write,
             f"step {self.step:>6,} | train loss {train_loss} | val loss {scores['val_loss']:.4f} | "
             f"perplexity {scores['perplexity']:8.2f} | bits per byte {scores['bits_per_byte']:.4f} "
             f"| {self.seconds:5.0f} s"
             + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
-            + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
+            + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else ""),
         )
         distributed.wait()  # so do the others, in evaluation_is_due
 

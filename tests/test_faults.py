@@ -1,5 +1,6 @@
 """Nothing is lost and every fault is told in a line: the short form of benchmarks/faults.py."""
 
+import errno
 import io
 import json
 import os
@@ -193,25 +194,44 @@ def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "log_step", interrupted)
-        status, said, _ = call(subject, subject.arguments(tmp_path / "run"))
+        status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
     assert status == 128 + number
-    assert said.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run goes on\n")
+    assert errors.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run goes on\n")
     assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, ""), OSError(errno.EIO, "")])
+@pytest.mark.parametrize("method", ["write", "update"])
+def test_nobody_reads_any_more(subject, tmp_path, monkeypatch, error, method):
+    """What `| head` ends stops and saves; what was to outlive its terminal goes on."""
+
+    def unread(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, method, unread)
+        status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
+    if isinstance(error, BrokenPipeError):
+        assert status == 128 + signal.SIGPIPE and "stopped at step 1, saved" in errors
+        assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
+    else:
+        assert status == 0
+    assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
-def test_nothing_is_written_to_a_closed_terminal():
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGPIPE"])
+def test_nothing_is_written_to_what_is_closed(name):
     import pty
 
-    code = "import signal, sys; from shared.command_line import leave_terminal; print('before', "
-    code += "flush=True); leave_terminal(signal.SIGHUP); print('after', flush=True)"
-    terminal, other_end = pty.openpty()
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, stdout=other_end, stderr=other_end)
-    assert done.returncode == 0 and os.read(terminal, 1000) == b"before\r\n"
-    os.close(other_end)
-    os.close(terminal)
+    code = "import signal, sys; from shared.command_line import write_nowhere; print('before', "
+    code += f"flush=True); write_nowhere(signal.{name}); print('after', flush=True)"
+    ours, theirs = pty.openpty() if name == "SIGHUP" else os.pipe()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, stderr=theirs)
+    assert done.returncode == 0 and os.read(ours, 1000).split() == [b"before"]
+    os.close(theirs)
+    os.close(ours)
 
 
 # ---- disks and folders ----
