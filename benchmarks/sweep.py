@@ -68,7 +68,7 @@ LARGER = {
 }
 LARGER_FACTORS = (0.5, 1, 2)
 # How train.py says that its numbers are none any more.
-DIVERGED = ("the loss is", "the weights are no numbers")
+DIVERGED = ("the loss is", "the weights are not finite")
 
 
 @dataclass

@@ -63,6 +63,8 @@ def read_sizes(folder: str | Path) -> dict[str, int | float]:
     """The options of v4 that make the model in `folder`; UserError if v4 cannot be that model."""
     path = Path(folder) / "config.json"
     theirs = read_json(path)
+    if "model_type" not in theirs:
+        raise UserError(f"{path} is not of a Hugging Face folder, which export.py makes of a run")
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # since transformers 5
     if not isinstance(rope, dict):
         raise UserError(f"{path}: its rotary positions are {rope}")
@@ -114,5 +116,5 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
             found = tuple(theirs[qwen3_name(name)].shape)
             raise UserError(f"{path}: {qwen3_name(name)} is {found}, not {tuple(shape)}")
         if not theirs[qwen3_name(name)].isfinite().all():
-            raise UserError(f"{path}: {qwen3_name(name)} holds what is no number")
+            raise UserError(f"{path}: {qwen3_name(name)} holds numbers that are not finite")
     model.load_state_dict({name: theirs[qwen3_name(name)] for name in ours})

@@ -151,12 +151,12 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
         split = saved["pre_tokenizer"] or {}
         kinds = model["type"], split.get("type"), saved["normalizer"]
         if kinds != ("BPE", "ByteLevel", None):
-            raise UserError(f"{path} is no byte-level BPE as GPT-2's: {kinds}")
+            raise UserError(f"{path} is not a byte-level BPE like GPT-2's: {kinds}")
         settings = {"use_regex": True} | split | model
         others = [name for name in NOT_GPT2S if settings.get(name)]
         if others or not settings["use_regex"]:
             name = others[0] if others else "use_regex"
-            raise UserError(f"{path} is no byte-level BPE as GPT-2's: its {name} differs")
+            raise UserError(f"{path} is not a byte-level BPE like GPT-2's: its {name} differs")
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         made = {left + right for left, right in merges} | set(BYTES)
         for token in added:
@@ -164,7 +164,7 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
                 raise UserError(f"{path} looks for {token['content']!r} in another way than ours")
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{path} is no tokenizer.json") from None
+        raise UserError(f"{path} is not a tokenizer.json") from None
     return build(tokenizer_class, vocab, merges, Path(path))
 
 

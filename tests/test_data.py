@@ -247,7 +247,7 @@ def test_only_files_are_written_over(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name in ("folder", "pipe"):
-        with pytest.raises(UserError, match="is no file"), atomic_write(tmp_path / name) as file:
+        with pytest.raises(UserError, match="is not a file"), atomic_write(tmp_path / name) as file:
             file.write(b"text")
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "pipe"}
     assert (tmp_path / "pipe").is_fifo()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch._inductor.exc
 from conftest import VERSIONS, by_characters, load_version, small_arguments
+from tqdm import tqdm
 
 from shared import corpora
 from shared.command_line import clear_errors, lock_metrics
@@ -47,6 +48,7 @@ def complaint(version, arguments, capsys) -> str:
         (["--learning-rate", "-0.1"], "--learning-rate -0.1 must be more than 0"),
         (["--top-p", "1.5"], "--top-p 1.5 must be more than 0, at most 1"),
         (["--no-such-option"], "--no-such-option"),
+        (["--stesp", "3"], "Unrecognized options: --stesp, 3: perhaps --steps (see --help)"),
         (["--device", "tpu"], "--device tpu"),
         (["--data", "no-such-corpus"], "no file or folder of that name, nor one of pydocs"),
         (["--data", "/dev/null"], "neither a file nor a folder"),
@@ -131,7 +133,7 @@ def test_a_checkpoint_of_another_config_or_text(version, capsys, run, tmp_path, 
     other = tmp_path / "other.txt"
     other.write_bytes(corpus_file.read_bytes().replace(b"cat", b"bat"))
     line = complaint(version, ["--resume", "--out", run, "--data", other], capsys)
-    assert "use the same" in line
+    assert f"a run with another text, not what {other} holds now: use the same" in line
     line = complaint(version, ["--resume", "--out", run, "--steps", "2"], capsys)
     assert "past --steps 2" in line
 
@@ -277,7 +279,7 @@ def test_a_checkpoint_of_wrong_values(change, capsys, finished_runs, tmp_path):
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     change(saved)
     torch.save(saved, run / "checkpoint.pt")
-    assert "no whole checkpoint" in complaint(v4, ["--resume", "--out", run], capsys)
+    assert "not a whole checkpoint" in complaint(v4, ["--resume", "--out", run], capsys)
 
 
 def test_tokens_of_any_length_are_refused(capsys, finished_runs, tmp_path):
@@ -316,6 +318,28 @@ def test_home_is_found_also_where_the_shell_does_not_look(version, tmp_path, mon
     config = version.command_line.parse(version.Config, arguments)
     assert config.data == str((tmp_path / "a.txt").resolve())
     assert config.out == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "number, status", [("EROFS", 2), ("ENOSPC", 2), ("EACCES", 2), ("EIO", 1), ("EBADF", 1)]
+)
+@pytest.mark.parametrize("folder", ["cache", "elsewhere"])
+def test_what_the_system_refuses(number, status, folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    path = str(tmp_path / folder / "train.txt")
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        raise OSError(getattr(errno, number), "The system's words", path)
+    hint = " ($LADDER_CACHE can name another folder)" if folder == "cache" else ""
+    assert stop.value.code == status
+    assert capsys.readouterr().err == f"error: The system's words: {path}{hint}\n"
+
+
+def test_an_error_has_a_line_of_its_own(capsys):
+    with pytest.raises(SystemExit), clear_errors():
+        bar = tqdm(total=3, leave=False)
+        raise UserError("so it is")
+    bar.close()
+    assert "\rerror: so it is\n" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_compiled(capsys):

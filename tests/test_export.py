@@ -145,12 +145,12 @@ def complaint(main, arguments, capsys) -> str:
 
 def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeypatch):
     assert "no finished run" in complaint(export.main, [tmp_path, tmp_path / "out"], capsys)
-    assert "no earlier export" in complaint(export.main, [folders[0], folders[0]], capsys)
+    assert "is not an earlier export" in complaint(export.main, [folders[0], folders[0]], capsys)
     assert "--help" in complaint(export.main, [folders[0]], capsys)
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "README.md").write_text("mine")
-    assert "no earlier export" in complaint(export.main, [folders[0], notes], capsys)
+    assert "is not an earlier export" in complaint(export.main, [folders[0], notes], capsys)
     summary = json.loads((folders[0] / "summary.json").read_text())
     for change, said in (({"steps": 3}, "trained on"), ({"seconds": "long"}, "json is damaged")):
         run = shutil.copytree(folders[0], tmp_path / said)
@@ -159,7 +159,9 @@ def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeyp
     v3 = load_version("v3_alibi")
     v3.main(small_arguments(v3, data=corpus_file, out=tmp_path / "v3"))
     capsys.readouterr()
-    assert "another version" in complaint(export.main, [tmp_path / "v3", tmp_path / "out"], capsys)
+    assert "another version's" in complaint(
+        export.main, [tmp_path / "v3", tmp_path / "out"], capsys
+    )
     monkeypatch.setattr("shared.files.importlib.util.find_spec", lambda name: None)
     said = complaint(export.main, [folders[0], tmp_path / "out"], capsys)
     assert said.endswith("pip install safetensors")
@@ -211,8 +213,9 @@ def rename_end_of_text(folder):
         (change_config(num_hidden_layers=1), (), "other weights"),
         (cut_weights, (), "model.safetensors is damaged"),
         (rename_a_weight, (), "other weights"),
-        (spoil_a_weight, (), "norm.weight holds what is no number"),
+        (spoil_a_weight, (), "norm.weight holds numbers that are not finite"),
         (rename_end_of_text, (), "has no <|endoftext|>"),
+        (lambda folder: (folder / "config.json").write_text("{}"), (), "export.py makes of a run"),
         (lambda folder: None, ("--width", "32"), "--width 32: the model has 16"),
     ],
 )

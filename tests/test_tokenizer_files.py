@@ -93,16 +93,16 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda saved: saved.pop("model"), "no tokenizer.json"),
-        (lambda saved: saved["model"].update(type="Unigram"), "no byte-level BPE"),
-        (lambda saved: saved.update(pre_tokenizer=None), "no byte-level BPE"),
+        (lambda saved: saved.pop("model"), "is not a tokenizer.json"),
+        (lambda saved: saved["model"].update(type="Unigram"), "not a byte-level BPE"),
+        (lambda saved: saved.update(pre_tokenizer=None), "not a byte-level BPE"),
         (lambda saved: saved["pre_tokenizer"].update(use_regex=False), "its use_regex differs"),
         (lambda saved: saved["model"].update(ignore_merges=True), "its ignore_merges differs"),
         (
             lambda saved: saved["model"].update(end_of_word_suffix="</w>"),
             "its end_of_word_suffix differs",
         ),
-        (lambda saved: saved["model"]["merges"].append("the"), "no tokenizer.json"),
+        (lambda saved: saved["model"]["merges"].append("the"), "is not a tokenizer.json"),
         (lambda saved: saved["added_tokens"][0].update(lstrip=True), "another way"),
         (lambda saved: saved["added_tokens"].append({"id": 97, "content": "a"}), "another way"),
         (lambda saved: saved["added_tokens"].append({"id": 301, "content": ""}), "ids are not"),

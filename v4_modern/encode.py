@@ -25,7 +25,7 @@ from shared.command_line import (
     print_text,
 )
 from shared.corpora import read_pieces
-from shared.files import UserError
+from shared.files import UserError, need_writable
 from shared.words import whole_words
 from v4_modern.train import Tokenizer
 
@@ -34,24 +34,29 @@ from v4_modern.train import Tokenizer
 class Options:
     """Encode a text file."""
 
-    source: Annotated[str, tyro.conf.Positional]  # a text file
-    out: Annotated[str, tyro.conf.Positional]  # the file of tokens to write
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # a text file
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # the token file
     tokenizer: str = ""  # a tokenizer.json of a run of v4; none: learn one
     vocab_size: int = 10_000  # tokens to learn, without --tokenizer
     workers: int = 0  # processes to use; 0: one a core
 
     def __post_init__(self) -> None:
         check_config(self)
+        for name in ("source", "out", "tokenizer"):
+            setattr(self, name, os.path.expanduser(getattr(self, name)))
         source, out = Path(self.source), Path(self.out)
+        if not source.exists():
+            raise UserError(f"{source} is not there")
         if not source.is_file():
-            raise UserError(f"{source} is no file: it is read twice, so it cannot be a pipe")
+            raise UserError(f"{source} is not a file; it is read twice, so it cannot be a pipe")
         if not source.stat().st_size:
             raise UserError(f"{source} holds no text")
         if self.tokenizer and self.vocab_size != Options.vocab_size:
             raise UserError("--vocab-size is of a tokenizer to learn: leave it out, or --tokenizer")
         if out.exists() and not out.is_file():
-            raise UserError(f"{out} is no file: choose another name to write to")
+            raise UserError(f"{out} is not a file: choose another name to write to")
         paths = source, out, Path(self.tokenizer or self.learned)
+        need_writable(out.resolve().parent, self.out)
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{source} would be overwritten, or the tokenizer: name another file")
 
@@ -73,12 +78,12 @@ def main(arguments: list[str] | None = None) -> None:
             tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
             tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
             if tokenizer.vocab_size < options.vocab_size:
-                print_text(f"(there are no more pairs to merge; {options.vocab_size:,} were asked)")
+                print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
         count = tokenizer.encode_file(options.source, out, options.workers)
-        tell(f"wrote {count:,} tokens to {out}", options.source, started)
         if not options.tokenizer:  # last, so that an earlier run's two files fit together until now
             tokenizer.save(options.learned)
+        tell(f"wrote {count:,} tokens to {out}", options.source, started)
 
 
 def tell(what: str, source: str, started: float) -> None:

@@ -29,8 +29,10 @@ from shared.tokenizer_files import save_hugging_face
 class Options:
     """Write a trained v4 as a Hugging Face folder."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # the folder of a finished run
-    out: Annotated[Path, tyro.conf.Positional]  # the folder to write, new or an earlier export
+    # the folder of a finished run
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    # the folder to write, new or an earlier export
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 
 
 MODEL_CARD = """\
@@ -73,7 +75,7 @@ def export(folder: Path, out: Path) -> None:
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} holds no finished run: train v4 first, or let it end (--resume)")
     if out.is_dir() and any(out.iterdir()) and not (out / "generation_config.json").exists():
-        raise UserError(f"{out} is no earlier export: name a new folder, or an empty one")
+        raise UserError(f"{out} is not an earlier export: name a new folder, or an empty one")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     run = Run(VERSION, config, tokenizer, LanguageModel(config))
