@@ -362,7 +362,7 @@ def measure_table(rows: list[dict]) -> str:
         "perplexity a token": lambda r: f"{r['perplexity']:.2f}",
         "perplexity a word": lambda r: large(r["word_perplexity"]),
         "**bits per byte**": lambda r: f"**{r['bits_per_byte']:.3f}**{plus_minus(r['spread'])}",
-        "change from the rung below": lambda r: (
+        "change from the version before": lambda r: (
             "" if r["change"] is None else f"{r['change']:+.1%}"
         ),
     }

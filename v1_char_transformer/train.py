@@ -1,7 +1,8 @@
 """v1: a transformer over characters, every part of it written out.
 
 New since v0 (sections 1, 4, 5, 6, 7, 8, 9, 13): a decoder-only transformer takes the place of the
-table, so that a prediction can depend on the last 64 characters instead of the last one.
+table, so that a prediction can depend on the last 64 characters instead of the last one. There is
+no closed form to compare it with (9, 13).
 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v1_char_transformer/train.py

@@ -1,7 +1,8 @@
 """v2: byte-level BPE in place of characters, rotary positions, GELU.
 
 New since v1 (sections 1, 2, 3, 5, 7): tokens are runs of bytes that occur often, so that a window
-holds two and a half times the text; positions are told by rotating queries and keys.
+holds two and a half times the text; positions are told by rotating queries and keys. Dropout, for
+models that read a text many times, is off; the learning rate was chosen anew.
 
     diff v1_char_transformer/train.py v2_bpe_rope/train.py
     python v2_bpe_rope/train.py

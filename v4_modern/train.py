@@ -71,7 +71,7 @@ class Config:
     steps: int = 1250  # optimizer steps
     batch_size: int = 8  # windows of text at a time (B), of all processes together
     accumulation_steps: int = 1  # batches whose gradients make one step
-    learning_rate: float = 0.02  # of AdamW (embedding, head, gains); the highest of a 1000-step run
+    learning_rate: float = 0.02  # of AdamW (embedding, head, norms); the highest of a 1000-step run
     muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
     weight_decay: float = 0.2  # times its rate, the share of each weight that a step takes off
     warmup_steps: int = 0  # steps in which the rate rises to its highest
@@ -189,7 +189,7 @@ class Tokenizer:
         A word begins as its bytes. In each round every word merges the pair in it that was learned
         first (of equal ones the leftmost), until no word has one. All words lie in one array with
         `none` between them; a token stands where its first byte did (drawn in shared/pairs.py).
-        `pairs` has rank << 32 | place of the pair at each place: a word's lowest merges next.
+        In `pairs` the rank and the place of each make one number: a word's lowest merges next.
         """
         none, no_rank = self.vocab_size, len(self.merges)
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
@@ -603,7 +603,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embedding, head and gains.
+    """Muon for the matrices of the blocks, AdamW for embedding, head and the norms' gains.
 
     One rate of Muon serves matrices of all sizes. The head's rate falls with the width beyond 128,
     for in each logit so many channels add up (Yang et al. 2022, table 3). Gains decay, too.
