@@ -1,7 +1,7 @@
 """v0: a table that says, for each character, which one follows.
 
-The smallest language model there is, trained by gradient descent as its big relatives are, and then
-compared with the table that such training strives for, which counting gives in closed form.
+The smallest possible language model, trained by gradient descent like its large relatives, and then
+compared with the table that this training converges to, which counting gives in closed form.
 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v0_bigram/train.py
@@ -35,28 +35,28 @@ from shared.tokens import encode_splits, random_windows, token_lengths, windows_
 # ---- 1. Config ----
 @dataclass
 class Config:
-    """What a run depends on; every field is an option of the command line."""
+    """The settings of a run; every field is also a command-line option."""
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
-    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen (V)
-    context_length: int = 64  # tokens in a window of text; the model looks at the last one only (T)
+    out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
+    vocab_size: tyro.conf.Suppress[int] = 0  # set by the training text, not an option (V)
+    context_length: int = 64  # tokens per window of text; the model uses only the last one (T)
     steps: int = 2000  # optimizer steps
-    batch_size: int = 32  # windows of text a step (B)
-    learning_rate: float = 1e-2  # of AdamW
-    evaluate_every: int = 500  # steps between looks at the validation text
+    batch_size: int = 32  # windows of text per step (B)
+    learning_rate: float = 1e-2  # for AdamW
+    evaluate_every: int = 500  # steps between evaluations on the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
-    seed: int = 0  # of everything random
-    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
-    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
-    print_model: bool = False  # show what model and memory the options make, and end
-    resume: bool = False  # go on from the checkpoint in --out
-    sample: bool = False  # write text with the model in --out instead of training
-    prompt: str = ""  # text to go on from
-    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
-    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
-    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
-    max_new_tokens: int = 300  # length of a sample
+    seed: int = 0  # random seed
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best available
+    tensorboard: bool = False  # also write event files for tensorboard --logdir
+    print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
+    resume: bool = False  # continue from the checkpoint in --out
+    sample: bool = False  # generate text with the model in --out instead of training
+    prompt: str = ""  # text to continue
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
+    top_k: int = 0  # sample from the k most likely tokens only; 0: all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    max_new_tokens: int = 300  # maximum length of a sample
 
     def __post_init__(self) -> None:
         command_line.check_config(self)
@@ -64,15 +64,15 @@ class Config:
 
 # ---- 2. Tokenizer ----
 class Tokenizer:
-    """One token a character, and two special ones that stand for no text.
+    """One token per character, plus two special tokens.
 
-    `<|endoftext|>` begins and ends documents; `<|unknown|>` is what training never saw.
+    `<|endoftext|>` marks document boundaries; `<|unknown|>` is any character not seen in training.
     """
 
     special_tokens = {END_OF_TEXT: 0, "<|unknown|>": 1}
 
     def __init__(self, characters: str) -> None:
-        self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # the unknown reads as U+FFFD
+        self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # <|unknown|> decodes to U+FFFD
         self.ids = {character: i for i, character in enumerate(characters, start=2)}
         self.vocab_size = len(self.vocab)
 
@@ -82,7 +82,7 @@ class Tokenizer:
         return cls("".join(sorted({c for text in texts for c in well_formed(text)})))
 
     def encode(self, text: str) -> list[int]:
-        """One id a character; a lone surrogate counts as U+FFFD."""
+        """One id per character; a lone surrogate is encoded as U+FFFD."""
         return [self.ids.get(character, 1) for character in well_formed(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -101,13 +101,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
         return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
 
 
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
-    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
     tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
@@ -115,9 +115,9 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
+    """Random windows of text and, as targets, the same windows a token later: (B, T) each.
 
-    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    They depend only on the seed and the step, so a resumed run sees the same batches.
     """
     generator = np.random.default_rng((config.seed, step))
     windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
@@ -125,31 +125,31 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 
 # ---- 4. Model: norm ----
-# Nothing to keep in range: the table is looked up, not multiplied.
+# Nothing to normalize: the table is looked up, not multiplied.
 
 # ---- 5. Model: position ----
 # A context of one token has one position.
 
 # ---- 6. Model: attention ----
-# A context of one token leaves nothing to choose from.
+# A context of one token leaves nothing to attend to.
 
 # ---- 7. Model: feed-forward ----
-# No hidden layer: what follows a token is read from its row.
+# No hidden layer: the logits after a token are its row of the table.
 
 
 # ---- 8. Model: language model ----
 class LanguageModel(nn.Module):
-    """A row of logits for each token."""
+    """A table with a row of logits for each token."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.vocab_size > 10_000:  # 400 MB, four times in training
-            raise UserError(f"too many characters, {config.vocab_size:,}, for a table: use v1")
+        if config.vocab_size > 10_000:  # 400 MB, and four times that in training
+            raise UserError(f"a table for {config.vocab_size:,} characters is too large: use v1")
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
-        nn.init.zeros_(self.table.weight)  # at first, every token is as likely as any other
+        nn.init.zeros_(self.table.weight)  # initially, all tokens are equally likely
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each."""
         return self.table(ids)
 
 
@@ -160,16 +160,16 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate at `step`: always the same."""
+    """The learning rate at `step`: constant."""
     return config.learning_rate
 
 
 def count_bigrams(tokens: np.ndarray, config: Config, smoothing: float = 0.03) -> LanguageModel:
-    """The table that gradient descent looks for, in closed form: log relative counts of pairs, to
-    each of which `smoothing` is added, so that one never seen keeps a little probability."""
+    """The table that gradient descent converges to, in closed form: log relative frequencies of
+    pairs, with `smoothing` added to each count so that unseen pairs keep a little probability."""
     model, V = LanguageModel(config), config.vocab_size
     counts = torch.full((V, V), smoothing, dtype=torch.float64)
-    for i in range(0, len(tokens) - 1, 1 << 20):  # some at a time: the text may be long
+    for i in range(0, len(tokens) - 1, 1 << 20):  # in chunks: the text may be long
         ids = torch.from_numpy(tokens[i : i + (1 << 20) + 1].astype(np.int64))
         counts += torch.bincount(ids[:-1] * V + ids[1:], minlength=V * V).view(V, V)
     model.table.weight.data = (counts / counts.sum(dim=1, keepdim=True)).log().float()
@@ -181,10 +181,10 @@ def count_bigrams(tokens: np.ndarray, config: Config, smoothing: float = 0.03) -
 def evaluate(
     model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
 ) -> tuple[float, int]:
-    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+    """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
-    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. `model` is left in evaluation mode.
+    The first token is given; every other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -198,7 +198,7 @@ def evaluate(
 
 # ---- 11. Sampling ----
 def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
-    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    """Sample an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
     p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
@@ -206,17 +206,17 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
-        p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
+        p = torch.empty_like(p).scatter(0, ids, ordered)  # the most likely token always stays
+    ends = p.cumsum(0)  # p[i] is the interval from ends[i - 1] to ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.no_grad()
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
-    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    """Continue `ids` by up to `max_new_tokens`, each sampled given the last `context_length`."""
     model.eval()
     device, ids = next(model.parameters()).device, list(ids)
-    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    generator = torch.Generator().manual_seed(config.seed)  # not training's generator
     for _ in range(config.max_new_tokens):
         window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
         ids.append(draw(model(window)[0, -1], config, generator))
@@ -227,19 +227,19 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
-    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
     run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
-    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
     run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
-    """Move the weights once against the gradient of a batch's loss; return that loss."""
-    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    """Take one optimizer step on one batch; return its loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # a resumed run draws the same numbers
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
     loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
     run.model.zero_grad()
@@ -252,10 +252,10 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
 
 
 def train(config: Config) -> dict:
-    """Train a model, leave the run in `config.out`, and return its summary."""
+    """Train a model, write the run to `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
+    get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -282,7 +282,7 @@ def train(config: Config) -> dict:
 
 # ---- 14. Command line ----
 def main(arguments: list[str] | None = None) -> None:
-    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
         if config.print_model:

@@ -1,8 +1,8 @@
 """v1: a transformer over characters, every part of it written out.
 
-New since v0 (sections 1, 4, 5, 6, 7, 8, 9, 13): a decoder-only transformer takes the place of the
-table, so that a prediction can depend on the last 64 characters instead of the last one. There is
-no closed form to compare it with (9, 13).
+New since v0 (sections 1, 4, 5, 6, 7, 8, 9, 13): a decoder-only transformer replaces the table,
+so that a prediction can depend on the last 64 characters instead of only the last one. It has no
+closed form to compare with (9, 13).
 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v1_char_transformer/train.py
@@ -35,33 +35,33 @@ from shared.tokens import encode_splits, random_windows, token_lengths, windows_
 # ---- 1. Config ----
 @dataclass
 class Config:
-    """What a run depends on; every field is an option of the command line."""
+    """The settings of a run; every field is also a command-line option."""
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
-    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: tyro.conf.Suppress[int] = 0  # counted in the text, not chosen (V)
-    context_length: int = 64  # tokens the model looks back (T)
-    width: int = 64  # channels of a token in the stream that all blocks read and add to (C)
-    n_layers: int = 6  # blocks
-    n_heads: int = 6  # attention heads a block (H)
-    head_size: int = 64  # channels of a head (D)
-    dropout: float = 0.2  # share of activations dropped in training
+    out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
+    vocab_size: tyro.conf.Suppress[int] = 0  # set by the training text, not an option (V)
+    context_length: int = 64  # tokens per window: how far back the model looks (T)
+    width: int = 64  # channels of the residual stream, which every block reads and adds to (C)
+    n_layers: int = 6  # transformer blocks
+    n_heads: int = 6  # attention heads per block (H)
+    head_size: int = 64  # channels per head (D)
+    dropout: float = 0.2  # fraction of activations zeroed in training
     steps: int = 400  # optimizer steps
-    batch_size: int = 32  # windows of text a step (B)
-    learning_rate: float = 3e-3  # of AdamW
-    evaluate_every: int = 100  # steps between looks at the validation text
+    batch_size: int = 32  # windows of text per step (B)
+    learning_rate: float = 3e-3  # for AdamW
+    evaluate_every: int = 100  # steps between evaluations on the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
-    seed: int = 0  # of everything random
-    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
-    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
-    print_model: bool = False  # show what model and memory the options make, and end
-    resume: bool = False  # go on from the checkpoint in --out
-    sample: bool = False  # write text with the model in --out instead of training
-    prompt: str = ""  # text to go on from
-    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
-    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
-    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
-    max_new_tokens: int = 300  # length of a sample
+    seed: int = 0  # random seed
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best available
+    tensorboard: bool = False  # also write event files for tensorboard --logdir
+    print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
+    resume: bool = False  # continue from the checkpoint in --out
+    sample: bool = False  # generate text with the model in --out instead of training
+    prompt: str = ""  # text to continue
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
+    top_k: int = 0  # sample from the k most likely tokens only; 0: all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    max_new_tokens: int = 300  # maximum length of a sample
 
     def __post_init__(self) -> None:
         command_line.check_config(self)
@@ -69,15 +69,15 @@ class Config:
 
 # ---- 2. Tokenizer ----
 class Tokenizer:
-    """One token a character, and two special ones that stand for no text.
+    """One token per character, plus two special tokens.
 
-    `<|endoftext|>` begins and ends documents; `<|unknown|>` is what training never saw.
+    `<|endoftext|>` marks document boundaries; `<|unknown|>` is any character not seen in training.
     """
 
     special_tokens = {END_OF_TEXT: 0, "<|unknown|>": 1}
 
     def __init__(self, characters: str) -> None:
-        self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # the unknown reads as U+FFFD
+        self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # <|unknown|> decodes to U+FFFD
         self.ids = {character: i for i, character in enumerate(characters, start=2)}
         self.vocab_size = len(self.vocab)
 
@@ -87,7 +87,7 @@ class Tokenizer:
         return cls("".join(sorted({c for text in texts for c in well_formed(text)})))
 
     def encode(self, text: str) -> list[int]:
-        """One id a character; a lone surrogate counts as U+FFFD."""
+        """One id per character; a lone surrogate is encoded as U+FFFD."""
         return [self.ids.get(character, 1) for character in well_formed(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -106,13 +106,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
         return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
 
 
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
-    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
     tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
@@ -120,9 +120,9 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
+    """Random windows of text and, as targets, the same windows a token later: (B, T) each.
 
-    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    They depend only on the seed and the step, so a resumed run sees the same batches.
     """
     generator = np.random.default_rng((config.seed, step))
     windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
@@ -131,16 +131,16 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 # ---- 4. Model: norm ----
 class Norm(nn.LayerNorm):
-    """Layer normalization (Ba et al. 2016): each token's channels to mean 0 and variance 1."""
+    """Layer normalization (Ba et al. 2016): gives each token's channels mean 0 and variance 1."""
 
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Tells the model where a token stands: to attention alone, those before it are a bag.
+    """Tells the model where a token is: to attention alone, earlier tokens are an unordered set.
 
-    There are three places to do it: add to the embeddings, rotate queries and keys, add to the
-    attention scores. This version adds to the embeddings a learned vector for each position
-    (Vaswani et al. 2017, section 3.5), and so cannot read past `context_length`.
+    There are three places to do so: add to the embeddings, rotate queries and keys, or add to the
+    attention scores. This version adds a learned vector for each position to the embeddings
+    (Vaswani et al. 2017, section 3.5), so it cannot read past `context_length`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -148,18 +148,18 @@ class Position(nn.Module):
         self.embedding = nn.Embedding(config.context_length, config.width)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, T, C) with their positions in them."""
+        """Token embeddings (B, T, C) plus position embeddings."""
         T, limit = x.shape[1], self.embedding.num_embeddings
         if T > limit:
             raise ValueError(f"{T} tokens, but only {limit} positions were learned")
         return x + self.embedding.weight[:T]
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, T, D), as they are."""
+        """Queries or keys (B, H, T, D), unchanged."""
         return x
 
     def bias(self, T: int, device: torch.device) -> Tensor:
-        """What is added to the scores, (T, T): -inf where a key lies in its query's future."""
+        """The mask added to the scores, (T, T): -inf where a key comes after its query."""
         return torch.full((T, T), float("-inf"), device=device).triu(1)
 
 
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
 # ---- 7. Model: feed-forward ----
 class FeedForward(nn.Module):
-    """Two layers with ReLU between, for each token alone (Vaswani et al. 2017, section 3.3)."""
+    """Two layers with ReLU between, applied per token (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class FeedForward(nn.Module):
 
 # ---- 8. Model: language model ----
 class Block(nn.Module):
-    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+    """Attention, then feed-forward: each reads a normalized copy of the stream and adds to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.width, config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each."""
         x = self.position.embed(self.embedding(ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, self.position)
@@ -248,7 +248,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate at `step`: always the same."""
+    """The learning rate at `step`: constant."""
     return config.learning_rate
 
 
@@ -257,10 +257,10 @@ def learning_rate(step: int, config: Config) -> float:
 def evaluate(
     model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
 ) -> tuple[float, int]:
-    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+    """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
-    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. `model` is left in evaluation mode.
+    The first token is given; every other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -274,7 +274,7 @@ def evaluate(
 
 # ---- 11. Sampling ----
 def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
-    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    """Sample an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
     p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
@@ -282,17 +282,17 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
-        p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
+        p = torch.empty_like(p).scatter(0, ids, ordered)  # the most likely token always stays
+    ends = p.cumsum(0)  # p[i] is the interval from ends[i - 1] to ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.no_grad()
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
-    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    """Continue `ids` by up to `max_new_tokens`, each sampled given the last `context_length`."""
     model.eval()
     device, ids = next(model.parameters()).device, list(ids)
-    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    generator = torch.Generator().manual_seed(config.seed)  # not training's generator
     for _ in range(config.max_new_tokens):
         window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
         ids.append(draw(model(window)[0, -1], config, generator))
@@ -303,19 +303,19 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
-    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
     run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
-    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
     run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
-    """Move the weights once against the gradient of a batch's loss; return that loss."""
-    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    """Take one optimizer step on one batch; return its loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # a resumed run draws the same numbers
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
     loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
     run.model.zero_grad()
@@ -328,10 +328,10 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
 
 
 def train(config: Config) -> dict:
-    """Train a model, leave the run in `config.out`, and return its summary."""
+    """Train a model, write the run to `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
+    get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -354,7 +354,7 @@ def train(config: Config) -> dict:
 
 # ---- 14. Command line ----
 def main(arguments: list[str] | None = None) -> None:
-    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
         if config.print_model:

@@ -1,8 +1,8 @@
 """v3: merges within English words alone, no tokens that only help to make others, ALiBi.
 
-New since v2 (sections 1, 2, 5): the vocabulary is spent on English words, and on none that hardly
-occur on their own (Scaffold-BPE); positions are told by a penalty on distance, so that the model
-reads contexts longer than it was trained on.
+New since v2 (sections 1, 2, 5): the vocabulary is spent on English words, and on no token that
+rarely occurs on its own (Scaffold-BPE); positions are encoded by a penalty on distance, so that the
+model can read contexts longer than it was trained on.
 
     diff v2_bpe_rope/train.py v3_alibi/train.py
     python v3_alibi/train.py
@@ -44,34 +44,34 @@ from shared.tokens import (
 # ---- 1. Config ----
 @dataclass
 class Config:
-    """What a run depends on; every field is an option of the command line."""
+    """The settings of a run; every field is also a command-line option."""
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
-    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
-    vocab_size: int = 1024  # tokens: 256 bytes, the merges but scaffolds, and <|endoftext|> (V)
-    tokenizer_sample_bytes: int = 100_000  # of training text that the merges are learned from
-    context_length: int = 64  # tokens the model looks back (T)
-    width: int = 64  # channels of a token in the stream that all blocks read and add to (C)
-    n_layers: int = 6  # blocks
-    n_heads: int = 6  # attention heads a block (H)
-    head_size: int = 64  # channels of a head (D)
-    dropout: float = 0.0  # share of activations dropped in training
+    out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
+    vocab_size: int = 1024  # tokens: 256 bytes, merges except scaffolds, and <|endoftext|> (V)
+    tokenizer_sample_bytes: int = 100_000  # of training text to learn the merges from
+    context_length: int = 64  # tokens per window: how far back the model looks (T)
+    width: int = 64  # channels of the residual stream, which every block reads and adds to (C)
+    n_layers: int = 6  # transformer blocks
+    n_heads: int = 6  # attention heads per block (H)
+    head_size: int = 64  # channels per head (D)
+    dropout: float = 0.0  # fraction of activations zeroed in training
     steps: int = 350  # optimizer steps
-    batch_size: int = 32  # windows of text a step (B)
-    learning_rate: float = 6e-3  # of AdamW
-    evaluate_every: int = 100  # steps between looks at the validation text
+    batch_size: int = 32  # windows of text per step (B)
+    learning_rate: float = 6e-3  # for AdamW
+    evaluate_every: int = 100  # steps between evaluations on the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
-    seed: int = 0  # of everything random
-    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
-    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
-    print_model: bool = False  # show what model and memory the options make, and end
-    resume: bool = False  # go on from the checkpoint in --out
-    sample: bool = False  # write text with the model in --out instead of training
-    prompt: str = ""  # text to go on from
-    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
-    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
-    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
-    max_new_tokens: int = 300  # length of a sample
+    seed: int = 0  # random seed
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best available
+    tensorboard: bool = False  # also write event files for tensorboard --logdir
+    print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
+    resume: bool = False  # continue from the checkpoint in --out
+    sample: bool = False  # generate text with the model in --out instead of training
+    prompt: str = ""  # text to continue
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
+    top_k: int = 0  # sample from the k most likely tokens only; 0: all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    max_new_tokens: int = 300  # maximum length of a sample
 
     def __post_init__(self) -> None:
         command_line.check_config(self)
@@ -81,9 +81,9 @@ class Config:
 class Tokenizer:
     """Byte-pair encoding of English words, without scaffolds (Scaffold-BPE, Lian et al. 2024).
 
-    Ids: the 256 bytes, then a token for each merge that makes no scaffold, then `<|endoftext|>`.
-    Merges stay within runs of English letters and one space before them; other text is bytes. A
-    merge may make a scaffold, which only serves to make longer tokens: it gets no id.
+    Ids: the 256 bytes, then a token per merge that makes no scaffold, then `<|endoftext|>`. Merges
+    stay within a run of English letters and the space before it; other text is encoded as bytes. A
+    scaffold is the result of a merge that only serves to build longer tokens: it gets no id.
     """
 
     pattern = regex.compile(r" ?[A-Za-z]+|.", regex.DOTALL)
@@ -93,7 +93,7 @@ class Tokenizer:
         self.scaffolds = set(scaffolds)  # by number, which is 256 + the rank of the merge
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
-        self.apart = [[byte] for byte in range(256)]  # number -> its id; a scaffold's parts' ids
+        self.apart = [[byte] for byte in range(256)]  # number -> its id, or its parts' ids
         for number, (left, right) in enumerate(merges, start=256):
             parts = self.apart[left] + self.apart[right]
             if number not in self.scaffolds:
@@ -107,11 +107,11 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
+        """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
-        The most frequent pair first, of equals the greatest by its bytes. All pairs are counted
-        again for each merge: merges times different words, which is slow, and simple. A token that
-        a merge leaves rarer than the next pair to merge becomes a scaffold.
+        The most frequent pair comes first; among equals, the greatest by its bytes. All pairs are
+        counted again for every merge, which is slow (merges times distinct words) but simple. A
+        token that a merge leaves rarer than the next pair to be merged becomes a scaffold.
         """
         if vocab_size < 257:
             raise UserError(f"--vocab-size {vocab_size} must be at least 257: 256 bytes and 1 more")
@@ -165,7 +165,7 @@ class Tokenizer:
         return [i for number in ids for i in self.apart[number]]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; a lone surrogate counts as U+FFFD."""
+        """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         ids = []
         for word in self.pattern.findall(well_formed(text)):
             if word not in self.cache:
@@ -174,7 +174,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 read as U+FFFD."""
+        """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -190,13 +190,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
         return read_tokenizer(path, "scaffold-bpe", lambda s: cls(s["merges"], s["scaffolds"]))
 
 
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
-    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits."""
+    """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
     tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
@@ -209,9 +209,9 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
+    """Random windows of text and, as targets, the same windows a token later: (B, T) each.
 
-    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    They depend only on the seed and the step, so a resumed run sees the same batches.
     """
     generator = np.random.default_rng((config.seed, step))
     windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
@@ -220,16 +220,16 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 # ---- 4. Model: norm ----
 class Norm(nn.LayerNorm):
-    """Layer normalization (Ba et al. 2016): each token's channels to mean 0 and variance 1."""
+    """Layer normalization (Ba et al. 2016): gives each token's channels mean 0 and variance 1."""
 
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Tells the model where a token stands: to attention alone, those before it are a bag.
+    """Tells the model where a token is: to attention alone, earlier tokens are an unordered set.
 
-    There are three places to do it: add to the embeddings, rotate queries and keys, add to the
+    There are three places to do so: add to the embeddings, rotate queries and keys, or add to the
     attention scores. This version adds to the scores (ALiBi, Press et al. 2022, section 3): a
-    penalty that grows with the distance, however far, in each head with another slope.
+    penalty proportional to the distance, however large, with a different slope in each head.
     """
 
     def __init__(self, config: Config) -> None:
@@ -239,23 +239,23 @@ class Position(nn.Module):
 
     @staticmethod
     def slopes(n_heads: int) -> list[float]:
-        """2^(-8/n), 2^(-16/n), ... for n heads; if n is no power of two, those of the power of two
-        below, and then every other one of the power of two above (the paper's code)."""
+        """2^(-8/n), 2^(-16/n), ... for n heads; if n is not a power of two, those for the power of
+        two below it, then every other one for the power of two above (as in the paper's code)."""
         power = 1 << n_heads.bit_length() - 1
         slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
         slopes += [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
         return slopes[:n_heads]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, T, C), as they are."""
+        """Token embeddings (B, T, C), unchanged."""
         return x
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, T, D), as they are."""
+        """Queries or keys (B, H, T, D), unchanged."""
         return x
 
     def bias(self, T: int, device: torch.device) -> Tensor:
-        """What is added to the scores, (H, T, T): -inf where a key lies in its query's future."""
+        """The bias added to the scores, (H, T, T): -inf where a key comes after its query."""
         t = torch.arange(T, device=device)
         distance = (t[:, None] - t).float()  # (T, T), negative in the future
         return (-self.slope * distance).masked_fill(distance < 0, float("-inf"))
@@ -290,7 +290,7 @@ class Attention(nn.Module):
 
 # ---- 7. Model: feed-forward ----
 class FeedForward(nn.Module):
-    """Two layers with GELU between (Hendrycks and Gimpel 2016), for each token alone."""
+    """Two layers with GELU between (Hendrycks and Gimpel 2016), applied per token."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ class FeedForward(nn.Module):
 
 # ---- 8. Model: language model ----
 class Block(nn.Module):
-    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+    """Attention, then feed-forward: each reads a normalized copy of the stream and adds to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.width, config.vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) of the token that follows each."""
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each."""
         x = self.position.embed(self.embedding(ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, self.position)
@@ -346,7 +346,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate at `step`: always the same."""
+    """The learning rate at `step`: constant."""
     return config.learning_rate
 
 
@@ -355,10 +355,10 @@ def learning_rate(step: int, config: Config) -> float:
 def evaluate(
     model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
 ) -> tuple[float, int]:
-    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+    """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
-    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. `model` is left in evaluation mode.
+    The first token is given; every other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -372,7 +372,7 @@ def evaluate(
 
 # ---- 11. Sampling ----
 def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
-    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    """Sample an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
     p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
@@ -380,17 +380,17 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
-        p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
+        p = torch.empty_like(p).scatter(0, ids, ordered)  # the most likely token always stays
+    ends = p.cumsum(0)  # p[i] is the interval from ends[i - 1] to ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.no_grad()
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
-    """Go on from `ids` by up to `max_new_tokens`, each drawn given the last `context_length`."""
+    """Continue `ids` by up to `max_new_tokens`, each sampled given the last `context_length`."""
     model.eval()
     device, ids = next(model.parameters()).device, list(ids)
-    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    generator = torch.Generator().manual_seed(config.seed)  # not training's generator
     for _ in range(config.max_new_tokens):
         window = torch.tensor([ids[-config.context_length :]], device=device)  # (1, T)
         ids.append(draw(model(window)[0, -1], config, generator))
@@ -401,19 +401,19 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
-    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
     run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
-    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
     run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
-    """Move the weights once against the gradient of a batch's loss; return that loss."""
-    torch.manual_seed(config.seed * 1_000_003 + run.step)  # chance depends on seed and step alone
+    """Take one optimizer step on one batch; return its loss."""
+    torch.manual_seed(config.seed * 1_000_003 + run.step)  # a resumed run draws the same numbers
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
     loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
     run.model.zero_grad()
@@ -426,10 +426,10 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
 
 
 def train(config: Config) -> dict:
-    """Train a model, leave the run in `config.out`, and return its summary."""
+    """Train a model, write the run to `config.out`, and return its summary."""
     tokenizer, corpus, train_tokens, val_tokens = load_data(config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
+    get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -452,7 +452,7 @@ def train(config: Config) -> dict:
 
 # ---- 14. Command line ----
 def main(arguments: list[str] | None = None) -> None:
-    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
         if config.print_model:

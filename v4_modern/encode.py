@@ -1,10 +1,10 @@
-"""Turn a text file into a file of tokens, as v4 does before it trains.
+"""Encode a text file as a token file, as v4 does before training.
 
     python v4_modern/encode.py my_text.txt my_text.bin
     python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
 
-The file of tokens is described in shared/tokens.py. Without a tokenizer, one is learned from the
-text and kept beside the tokens, as my_text.bin.json.
+The token file format is described in shared/tokens.py. Without --tokenizer, a tokenizer is trained
+on the text and saved next to the tokens, as my_text.bin.json.
 """
 
 import os
@@ -36,9 +36,9 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # a text file
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # the token file
-    tokenizer: str = ""  # a tokenizer.json of a run of v4; none: learn one
-    vocab_size: int = 10_000  # tokens to learn, without --tokenizer
-    workers: int = 0  # processes to use; 0: one a core
+    tokenizer: str = ""  # tokenizer.json of a v4 run; without it, train one
+    vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
+    workers: int = 0  # processes to use; 0: one per core
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -52,17 +52,17 @@ class Options:
         if not source.stat().st_size:
             raise UserError(f"{source} holds no text")
         if self.tokenizer and self.vocab_size != Options.vocab_size:
-            raise UserError("--vocab-size is of a tokenizer to learn: leave it out, or --tokenizer")
+            raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
         if out.exists() and not out.is_file():
             raise UserError(f"{out} is not a file: choose another name to write to")
         paths = source, out, Path(self.tokenizer or self.learned)
         need_writable(out.resolve().parent, self.out)
         if len({path.resolve() for path in paths}) < len(paths):
-            raise UserError(f"{source} would be overwritten, or the tokenizer: name another file")
+            raise UserError(f"{source} or the tokenizer would be overwritten: name another file")
 
     @property
     def learned(self) -> str:
-        """Where a tokenizer that was learned is kept: no two files of tokens share it."""
+        """Where a newly trained tokenizer is saved: no two token files share it."""
         return f"{Path(self.out)}.json"
 
 
@@ -81,13 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
         count = tokenizer.encode_file(options.source, out, options.workers)
-        if not options.tokenizer:  # last, so that an earlier run's two files fit together until now
+        if not options.tokenizer:  # last: until now, an earlier run's two files still match
             tokenizer.save(options.learned)
         tell(f"wrote {count:,} tokens to {out}", options.source, started)
 
 
 def tell(what: str, source: str, started: float) -> None:
-    """Print what was done since `started`, and how fast."""
+    """Print what was done since `started`, and the speed."""
     size, seconds = os.path.getsize(source), perf_counter() - started
     print_text(f"{what}: {size / 1e6:,.1f} MB in {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s")
 

@@ -1,10 +1,10 @@
-"""A trained v4 as a Hugging Face folder, which transformers and what builds on it load as it is.
+"""Export a trained v4 as a Hugging Face folder, which transformers and its users load as is.
 
     python v4_modern/export.py runs/v4_modern my_model
 
-v4's block is Qwen3's, so that nothing has to be computed: sizes, weights and tokens get the names
-and the files that others know (shared/model_files.py, shared/tokenizer_files.py).
-`python v4_modern/train.py --init-from my_model` is the way back.
+v4's block is Qwen3's, so nothing has to be converted: sizes, weights and tokens only get the names
+and files that transformers expects (shared/model_files.py, shared/tokenizer_files.py). For the way
+back, `python v4_modern/train.py --init-from my_model` starts from such a folder.
 """
 
 import sys
@@ -43,8 +43,8 @@ pipeline_tag: text-generation
 
 # {name}
 
-A language model of {parameters:,} parameters in Qwen3's shape, trained on `{corpus[name]}` by
-`{version}/train.py`. It is small, and what it writes only resembles that text.
+A language model with {parameters:,} parameters and Qwen3's architecture, trained on
+`{corpus[name]}` by `{version}/train.py`. It is small: its output only resembles that text.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,8 +56,8 @@ A language model of {parameters:,} parameters in Qwen3's shape, trained on `{cor
 | | |
 |---|---|
 | bits per byte of validation text | {bits_per_byte:.4f} |
-| loss, nats a token | {val_loss:.4f} |
-| perplexity a token | {perplexity:.2f} |
+| loss, nats per token | {val_loss:.4f} |
+| perplexity per token | {perplexity:.2f} |
 | validation text | {corpus[val_bytes]:,} bytes, {scored_bytes:,} scored |
 | training text | {corpus[train_bytes]:,} bytes, corpus sha256 {corpus[sha256]} |
 | seen in training | {train_tokens:,} tokens, {train_bytes:,} bytes, in {steps:,} steps |
@@ -66,23 +66,23 @@ A language model of {parameters:,} parameters in Qwen3's shape, trained on `{cor
 | trained in | {seconds:,.0f} s on {device} in {dtype}, seed {seed} |
 | with | torch {torch}, Python {python}, commit {commit} |
 
-A text begins with `{end}`, which the tokenizer puts there, and ends with it.
+Every text starts with `{end}`, which the tokenizer adds, and ends with it.
 """
 
 
 def export(folder: Path, out: Path) -> None:
     """Write the run in `folder` to `out`; UserError if it is not finished or not v4's."""
     if not (folder / "summary.json").exists():
-        raise UserError(f"{folder} holds no finished run: train v4 first, or let it end (--resume)")
+        raise UserError(f"{folder} holds no finished run: train v4, or finish with --resume")
     if out.is_dir() and any(out.iterdir()) and not (out / "generation_config.json").exists():
-        raise UserError(f"{out} is not an earlier export: name a new folder, or an empty one")
+        raise UserError(f"{out} is not an earlier export: name a new or empty folder")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     run = Run(VERSION, config, tokenizer, LanguageModel(config))
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
     if summary.get("steps") != run.step:
-        raise UserError(f"{folder} was trained on after its end: let it end again (--resume)")
+        raise UserError(f"{folder} was trained further after its end: finish it with --resume")
     try:
         card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
     except (LookupError, TypeError, ValueError):

@@ -1,9 +1,9 @@
 """v4: what today's models are made of, down to their loss and their optimizers.
 
-New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens; token
-files read lazily; RMSNorm, rotary positions, QK-norm, fused and grouped-query attention, SwiGLU, no
-biases or dropout: the block of Qwen3; loss, optimizers, schedule and clipping from scratch; mixed
-precision; cached generation.
+New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens;
+memory-mapped token files; Qwen3's block (RMSNorm, rotary positions, QK-norm, fused grouped-query
+attention, SwiGLU, no biases or dropout); loss, optimizers, schedule and gradient clipping from
+scratch; mixed precision; generation with a key-value cache.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -55,46 +55,46 @@ from shared.workers import count_words, encode_texts
 # ---- 1. Config ----
 @dataclass
 class Config:
-    """What a run depends on; every field is an option of the command line."""
+    """The settings of a run; every field is also a command-line option."""
 
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
-    out: str = str(ROOT / "runs" / VERSION)  # the folder of the run
+    out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
     vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|> (V)
-    context_length: int = 128  # tokens the model looks back (T)
-    width: int = 128  # channels of a token in the stream that all blocks read and add to (C)
-    n_layers: int = 3  # blocks
-    n_heads: int = 2  # attention heads a block (H)
-    n_kv_heads: int = 2  # heads of keys and values (G), each for n_heads / n_kv_heads of queries
-    head_size: int = 64  # channels of a head (D)
-    feed_forward_size: int = 344  # channels inside the feed-forward
-    rope_base: float = 10_000.0  # the slowest channels turn one radian in about so many tokens
+    context_length: int = 128  # tokens per window: how far back the model looks (T)
+    width: int = 128  # channels of the residual stream, which every block reads and adds to (C)
+    n_layers: int = 3  # transformer blocks
+    n_heads: int = 2  # attention heads per block (H)
+    n_kv_heads: int = 2  # key/value heads (G), each shared by n_heads / n_kv_heads query heads
+    head_size: int = 64  # channels per head (D)
+    feed_forward_size: int = 344  # hidden channels of the feed-forward layer
+    rope_base: float = 10_000.0  # the slowest channels turn one radian in about this many tokens
     steps: int = 1250  # optimizer steps
-    batch_size: int = 8  # windows of text at a time (B), of all processes together
-    accumulation_steps: int = 1  # batches whose gradients make one step
-    learning_rate: float = 0.02  # of AdamW (embedding, head, norms); the highest of a 1000-step run
-    muon_learning_rate: float = 0.03  # of Muon (the matrices of the blocks), likewise
-    weight_decay: float = 0.2  # times its rate, the share of each weight that a step takes off
-    warmup_steps: int = 0  # steps in which the rate rises to its highest
-    schedule: Literal["linear", "cosine"] = "linear"  # how it falls from there
-    final_learning_rate: float = 0.0  # what it falls to, as a share of the highest
-    clip_norm: float = 1.0  # longer gradients are cut to this length
-    compile: bool = False  # fuse the model with torch.compile; the log says when that has paid
-    evaluate_every: int = 100  # steps between looks at the validation text
+    batch_size: int = 8  # windows of text per batch (B), over all processes
+    accumulation_steps: int = 1  # batches per optimizer step (gradient accumulation)
+    learning_rate: float = 0.02  # for AdamW (embedding, head, norms): peak of a 1000-step run
+    muon_learning_rate: float = 0.03  # for Muon (the blocks' weight matrices), likewise
+    weight_decay: float = 0.2  # each step shrinks each weight by this times its learning rate
+    warmup_steps: int = 0  # steps of linear warmup to the peak learning rate
+    schedule: Literal["linear", "cosine"] = "linear"  # how it decays from there
+    final_learning_rate: float = 0.0  # where the decay ends, as a fraction of the peak
+    clip_norm: float = 1.0  # gradients with a larger norm are scaled down to it
+    compile: bool = False  # use torch.compile; the log says after how many steps it pays off
+    evaluate_every: int = 100  # steps between evaluations on the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
-    workers: int = 0  # processes that turn text into tokens; 0: one a core
-    seed: int = 0  # of everything random
-    device: str = "auto"  # cpu, cuda, mps, or auto: the best this machine has
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of products; auto: as the device can
-    init_from: str = ""  # a folder of export.py, whose model and tokenizer to begin with
-    tensorboard: bool = False  # write event files, too: tensorboard --logdir shows them
-    print_model: bool = False  # show what model and memory the options make, and end
-    resume: bool = False  # go on from the checkpoint in --out
-    sample: bool = False  # write text with the model in --out instead of training
-    prompt: str = ""  # text to go on from
-    temperature: float = 0.8  # 0: always the likeliest token; 1: as the model says
-    top_k: int = 0  # draw among the k likeliest tokens only; 0: all
-    top_p: float = 1.0  # draw among the likeliest that hold this share of probability; 1: all
-    max_new_tokens: int = 300  # length of a sample
+    workers: int = 0  # processes for tokenizing; 0: one per core
+    seed: int = 0  # random seed
+    device: str = "auto"  # cpu, cuda, mps, or auto: the best available
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 if native
+    init_from: str = ""  # folder written by export.py: start from its model and tokenizer
+    tensorboard: bool = False  # also write event files for tensorboard --logdir
+    print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
+    resume: bool = False  # continue from the checkpoint in --out
+    sample: bool = False  # generate text with the model in --out instead of training
+    prompt: str = ""  # text to continue
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
+    top_k: int = 0  # sample from the k most likely tokens only; 0: all
+    top_p: float = 1.0  # sample from the most likely tokens with this total probability; 1: all
+    max_new_tokens: int = 300  # maximum length of a sample
 
     def __post_init__(self) -> None:
         command_line.check_config(self)
@@ -104,10 +104,10 @@ class Config:
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
-    Ids: the 256 bytes, in the order of `first`, then a token for each merge in the order learned,
-    then the special tokens, which stand for themselves in any text; where two overlap, the first
-    counts, then the longest.
-    Merges stay within words, so a text is cut into words first, as GPT-2 does (shared/words.py).
+    Ids: the 256 bytes in the order of `first`, then a token per merge in the order learned, then
+    the special tokens, which are recognized in any text; where two overlap, the one that starts
+    first counts, then the longest.
+    Merges never cross words, so a text is first split into words as in GPT-2 (shared/words.py).
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Tokenizer:
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         self.special_tokens = {}
-        for text in dict.fromkeys(special_tokens):  # each once
+        for text in dict.fromkeys(special_tokens):  # without duplicates
             self.special_tokens[text] = len(self.vocab)
             self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
@@ -137,13 +137,13 @@ class Tokenizer:
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         workers: int = 0,
     ) -> "Tokenizer":
-        """Learn merges from `texts` until there are `vocab_size` tokens, or no pair is left.
+        """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
-        The most frequent pair first, of equals the greatest by its bytes: v2's merges. But a merge
-        changes the counts of the pairs beside it alone (delta-BPE), so no others are counted again.
-        The count of a pair in the heap is right or too high; if it is too high when its turn comes,
-        it is put back. Most pairs are rare and never have a turn: the heap holds those more
-        frequent than `least`; when it is empty, `least` falls, and all pairs are counted again.
+        The merges are v2's: the most frequent pair comes first; among equals, the greatest by its
+        bytes. But a merge changes only the counts of neighbouring pairs (delta-BPE), so only those
+        are updated. A count in the heap is either correct or too high; if too high when popped, the
+        pair is pushed again with its new count. Most pairs are rare and never merge: the heap holds
+        those more frequent than `least`; when it is empty, `least` falls and all are recounted.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
@@ -159,13 +159,13 @@ class Tokenizer:
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
             while len(merges) < n_merges and (heap or least):
                 if not heap:
-                    least //= 100  # by 30 is as fast, by 1000 slower
+                    least //= 100  # dividing by 30 is as fast, by 1000 slower
                     counts = words.pairs(least)
                     heap = [entry(pair) for pair in counts]
                     heapify(heap)
                     continue
                 count, _, _, best = heappop(heap)
-                if -count != counts[best]:  # it has fallen since
+                if -count != counts[best]:  # the count has fallen since
                     if counts[best] > least:
                         heappush(heap, entry(best))
                     continue
@@ -184,12 +184,12 @@ class Tokenizer:
         return cls(merges, special_tokens)
 
     def merge_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all `words`, one word after the other, and how many each has, (words,).
+        """The ids of all `words`, concatenated, and the number of ids in each word, (words,).
 
-        A word begins as its bytes. In each round every word merges the pair in it that was learned
-        first (of equal ones the leftmost), until no word has one. All words lie in one array with
-        `none` between them; a token stands where its first byte did (drawn in shared/pairs.py).
-        In `pairs` the rank and the place of each make one number: a word's lowest merges next.
+        A word starts as its bytes. In each round, every word merges the one of its pairs that was
+        learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
+        array, separated by `none`; a token is at its first byte's place (diagram: shared/pairs.py).
+        `pairs` packs each pair's rank and place into one integer: a word's minimum merges next.
         """
         none, no_rank = self.vocab_size, len(self.merges)
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
@@ -218,46 +218,46 @@ class Tokenizer:
         return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
 
     def merge_long(self, ids: np.ndarray) -> np.ndarray:
-        """Merge in one word (N,): all pairs of the lowest rank at a time, from left to right."""
+        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
         while True:
             ranks = self.ranks.look_up(ids[:-1], ids[1:])
             if (best := ranks.min(initial=len(self.merges))) == len(self.merges):
                 return ids
             at = np.flatnonzero(ranks == best)
-            at = at[every_other(np.diff(at) == 1)]  # of a a a, the first two merge
+            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
             ids[at] = 256 + best
             ids = np.delete(ids, at + 1)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text`, (N,) uint32; a lone surrogate counts as U+FFFD."""
+        """The ids of `text`, (N,) uint32; a lone surrogate is encoded as U+FFFD."""
         return self.words.encode(text)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; a lone surrogate counts as U+FFFD."""
+        """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         return self.encode_array(text).tolist()
 
     def encode_pieces(self, texts: Iterable[str], workers: int = 0) -> Iterator[np.ndarray]:
-        """The ids of the `texts` joined, some at a time; the texts may be cut anywhere.
+        """The ids of the joined `texts`, in chunks; the texts may be split anywhere.
 
-        Long ones are encoded by as many processes as `workers` says; 0: one a core.
+        Long texts are encoded by `workers` processes; 0: one per core.
         """
         return encode_texts(whole_words(texts, self.special_tokens), self.words, workers)
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the `texts` joined, one by one; some megabytes of text are held."""
+        """The ids of the joined `texts`, one by one; only a few megabytes of text are held."""
         return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
 
     def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
-        """Encode a text file into a token file that begins with `<|endoftext|>`; return its length.
+        """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number.
 
-        Both are streamed: a longer text needs no more memory.
+        Both are streamed, so a longer text needs no more memory.
         """
         start = [np.array([self.special_tokens[END_OF_TEXT]])]
         ids = chain(start, self.encode_pieces(read_pieces(source), workers))
         return write_token_file(destination, ids, self.vocab_size, json_sha256(self.to_json()))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 read as U+FFFD."""
+        """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -273,7 +273,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or of another version."""
+        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
 
         def build(saved: dict) -> "Tokenizer":
             return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
@@ -283,9 +283,9 @@ class Tokenizer:
 
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
-    """A tokenizer that knows the training text alone, the corpus, and the ids of both splits.
+    """A tokenizer trained on the training text only, the corpus, and the ids of both splits.
 
-    The ids stay in memory-mapped files: training never holds the corpus.
+    The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     corpus = load_corpus(config.data)
     tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
@@ -304,9 +304,9 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
-    """Random windows of text, and the same a token later, to be predicted: (B, T) each.
+    """Random windows of text and, as targets, the same windows a token later: (B, T) each.
 
-    They depend on the seed and the step alone: a resumed run sees what it would have seen.
+    They depend only on the seed and the step, so a resumed run sees the same batches.
     """
     generator = np.random.default_rng((config.seed, step))
     windows = random_windows(tokens, config.batch_size, config.context_length + 1, generator)
@@ -315,8 +315,8 @@ def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Te
 
 # ---- 4. Model: norm ----
 class Norm(nn.Module):
-    """Root mean square normalization (Zhang and Sennrich 2019): each token's channels to a mean
-    square of 1; unlike in LayerNorm, no mean is taken off and no bias added."""
+    """Root mean square normalization (Zhang and Sennrich 2019): gives each token's channels a mean
+    square of 1; unlike LayerNorm, it subtracts no mean and adds no bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ class Norm(nn.Module):
 class Position(nn.Module):
     """Rotary positions (RoPE, Su et al. 2021, section 3.2), as in v2 and in Qwen3.
 
-    The angles are the same in all blocks, so they are made once for a batch.
+    The angles are the same in all blocks, so they are computed once per forward pass.
     """
 
     def __init__(self, config: Config) -> None:
@@ -343,8 +343,8 @@ class Position(nn.Module):
         self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
 
     def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
-        """The `turn` of T tokens from place `first` on: cosines and sines, (T, H, D) each, half of
-        the sines negated for `rotate`. Heads are alike: repeated in memory, they are faster."""
+        """The `turn` of T tokens from position `first` on: cosines and sines, (T, H, D) each, half
+        of the sines negated for `rotate`. All heads are alike; repeating them is faster."""
         t = torch.arange(first, first + T, device=self.frequencies.device)
         angles = (t[:, None] * self.frequencies)[:, None].repeat(1, self.n_heads, 1)  # (T, H, D/2)
         cos, sin = angles.cos(), angles.sin()
@@ -352,21 +352,21 @@ class Position(nn.Module):
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (B, T, H, D), turned by position; channel i pairs with i + D/2."""
+    """Queries or keys (B, T, H, D), rotated by position; channel i pairs with i + D/2."""
     cos, sin = (each[:, : x.shape[2]] for each in turn)  # keys may have fewer heads
     return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
 
 
 # ---- 6. Model: attention ----
 class Cache:
-    """The keys and values that one block has computed, so that each token is read once."""
+    """The keys and values that one block has computed, so that each token is processed once."""
 
     def __init__(self) -> None:
         self.keys = self.values = torch.empty(0)
         self.length = 0  # tokens
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new ones, (B, G, T, D) each, and return all."""
+        """Append new keys and values, (B, G, T, D) each; return all."""
         if self.length:
             keys = torch.cat((self.keys, keys), dim=2)
             values = torch.cat((self.values, values), dim=2)
@@ -375,8 +375,8 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention in which heads may share keys and values (Ainslie et al. 2023), with
-    queries and keys normalized before they are compared (QK-norm, Henry et al. 2020)."""
+    """Causal grouped-query attention: heads may share keys and values (Ainslie et al. 2023).
+    Queries and keys are normalized before they are compared (QK-norm, Henry et al. 2020)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -397,8 +397,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); each token sees itself and those before it.
 
-        With a `cache`, also the tokens in it; it then holds these, too. More than one token at a
-        time may be read only into an empty one.
+        With a `cache`, tokens also see those in it and are then added to it. Several tokens at
+        once are allowed only while it is empty.
         """
         B, T, _ = x.shape
         q = self.query(x).view(B, T, self.n_heads, self.head_size)  # (B, T, H, D)
@@ -408,7 +408,7 @@ class Attention(nn.Module):
         k = rotate(self.key_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(  # from scores to sum in one (Dao et al. 2022)
+        y = F.scaled_dot_product_attention(  # scores, softmax and sum, fused (Dao et al. 2022)
             q, k, v, is_causal=T > 1, enable_gqa=self.n_heads != self.n_kv_heads
         )
         return self.output(y.transpose(1, 2).reshape(B, T, -1))
@@ -416,7 +416,7 @@ class Attention(nn.Module):
 
 # ---- 7. Model: feed-forward ----
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): what goes up is let through by a gate, for each token alone."""
+    """SwiGLU (Shazeer 2020): an up projection multiplied by a SiLU gate, applied per token."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -431,7 +431,7 @@ class FeedForward(nn.Module):
 
 # ---- 8. Model: language model ----
 class Block(nn.Module):
-    """Attention, then feed-forward, each reading a normalized copy and adding to the stream."""
+    """Attention, then feed-forward: each reads a normalized copy of the stream and adds to it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -447,10 +447,10 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder-only transformer of Qwen3's shape (Yang et al. 2025, section 2).
+    """A decoder-only transformer with Qwen3's architecture (Yang et al. 2025, section 2).
 
-    What adds to the stream starts at zero, so that at first every block passes its input on. The
-    head starts at zero, too, so that at first every token is as likely as any other.
+    Whatever adds to the stream starts at zero, so that initially every block is the identity. The
+    head starts at zero, too, so that initially all tokens are equally likely.
     """
 
     def __init__(self, config: Config) -> None:
@@ -464,16 +464,16 @@ class LanguageModel(nn.Module):
             if name.endswith(("output.weight", "down.weight")):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
-                limit = 0.6 * sqrt(3 / parameter.shape[1])  # deviation 0.6 / sqrt(fan in)
+                limit = 0.6 * sqrt(3 / parameter.shape[1])  # standard deviation 0.6 / sqrt(fan_in)
                 nn.init.uniform_(parameter, -limit, limit)
         nn.init.zeros_(self.head.weight)
 
     def forward(
         self, ids: Tensor, caches: list[Cache] | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) of the token that follows each, or, for `targets` (B, T),
-        their mean loss, (), made here so that it is compiled, too. With `caches`, one a block, the
-        ids go on from those that the caches have seen."""
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each; given `targets` (B, T),
+        the mean loss, (), instead, computed here so that it is compiled, too. With `caches`, one
+        per block, the ids continue those already in the caches."""
         x = self.embedding(ids)  # (B, T, C)
         turn = self.position(caches[0].length if caches else 0, ids.shape[1])
         for i, block in enumerate(self.blocks):
@@ -484,15 +484,15 @@ class LanguageModel(nn.Module):
 
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats for each of the `targets` (...) under `logits` (..., V), which it overwrites:
-    log sum exp(x) - x[t], which is -log softmax(x)[t]; its gradient is in shared/functions.py."""
+    """The loss in nats of each of `targets` (...) given `logits` (..., V), which are overwritten:
+    log sum exp(x) - x[t] = -log softmax(x)[t]; its gradient is in shared/functions.py."""
     return nats_of(logits, targets)
 
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
-    As in torch the decay is times the rate. `_foreach` functions work on all tensors of a list.
+    As in torch, the decay is scaled by the rate. `_foreach` functions process a list of tensors.
     """
 
     def __init__(
@@ -523,7 +523,7 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(means, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
             torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            # Both averages began at 0; this makes up for it (Kingma and Ba 2015, section 3).
+            # Bias correction, since both averages start at 0 (Kingma and Ba 2015, section 3).
             correction1, correction2 = (1 - beta ** group["step"] for beta in (beta1, beta2))
             scales = torch._foreach_sqrt(squares)
             torch._foreach_add_(scales, group["eps"] * sqrt(correction2))
@@ -532,7 +532,7 @@ class AdamW(torch.optim.Optimizer):
             torch._foreach_addcdiv_(parameters, means, scales, -rate)
 
 
-# a, b, c of each step: the best after the steps before it, for singular values above 0.006.
+# a, b, c of each step: optimal given the steps before it, for singular values above 0.006.
 NEWTON_SCHULZ = (
     (8.25684, -24.26528, 17.95890),
     (3.85496, -2.87841, 0.55436),
@@ -541,12 +541,12 @@ NEWTON_SCHULZ = (
 
 
 def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
-    """Matrices (N, rows, columns) with their singular values moved to about 1: to 0.56 to 1.44
-    those above 0.006 of the matrix's norm, the root of the sum of all their squares.
+    """Matrices (N, rows, columns) with their singular values moved close to 1: those above 0.006
+    times the matrix's Frobenius norm end up between 0.56 and 1.44.
 
     Newton-Schulz iteration, each step with the polynomial that errs least (Polar Express, Amsel et
-    al. 2025): p(x x') x, where p(g) = a + b g + c g^2. Its factors p depend on g = x x' alone,
-    which is smaller than x: they are multiplied first (there: for rectangular matrices).
+    al. 2025): p(x x') x, where p(g) = a + b g + c g^2. The factors p depend only on g = x x',
+    which is smaller than x, so they are multiplied first (the paper's rectangular variant).
     """
 
     def p(g: Tensor, a: float, b: float, c: float) -> Tensor:
@@ -556,7 +556,7 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
 
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds 1
     g = x @ x.mT
     product = factor = p(g, *steps[0])
     for step in steps[1:]:
@@ -568,10 +568,10 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024): for matrices that multiply hidden vectors.
+    """Orthogonalized momentum (Jordan et al. 2024), for matrices that multiply hidden vectors.
 
-    A gradient moves a few directions much and the others hardly; here all move alike. Matrices of
-    one shape are worked on together; each must have a gradient.
+    A gradient moves a few directions a lot and the others hardly at all; here all move equally.
+    Matrices of the same shape are processed together; each must have a gradient.
     """
 
     def __init__(
@@ -591,11 +591,11 @@ class Muon(torch.optim.Optimizer):
                 shapes[p.shape].append(p)
             for (rows, columns), parameters in shapes.items():
                 grads = torch.stack([p.grad for p in parameters])  # (N, rows, columns)
-                state = self.state[parameters[0]]  # of all that have its shape
+                state = self.state[parameters[0]]  # shared by all of this shape
                 if "means" not in state:
                     state["means"] = torch.zeros_like(grads)
                 means = state["means"].lerp_(grads, 1 - group["momentum"])
-                ahead = grads.lerp_(means, group["momentum"])  # Nesterov's
+                ahead = grads.lerp_(means, group["momentum"])  # Nesterov momentum
                 updates = distributed.shared_out(orthogonalize, ahead).unbind()
                 scale = sqrt(max(1, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -603,10 +603,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embedding, head and the norms' gains.
+    """Muon for the blocks' matrices, AdamW for embedding, head and the norms' gains.
 
-    One rate of Muon serves matrices of all sizes. The head's rate falls with the width beyond 128,
-    for in each logit so many channels add up (Yang et al. 2022, table 3). Gains decay, too.
+    One Muon rate suits matrices of all sizes. Beyond width 128, the head's rate is inverse to the
+    width: a logit sums over that many channels (Yang et al. 2022, table 3). Gains decay, too.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [model.embedding.weight, *(p for p in model.parameters() if p.ndim == 1)]
@@ -619,8 +619,8 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The rate of AdamW at `step`: up in a line for `warmup_steps`, then down by `schedule`. Its
-    highest is `config.learning_rate` in a run of 1000 steps; 16 times as many steps halve it."""
+    """AdamW's rate at `step`: linear warmup for `warmup_steps`, then decay as `schedule` says. Its
+    peak is `config.learning_rate` in a run of 1000 steps; 16 times as many steps halve it."""
     highest = config.learning_rate * (1000 / config.steps) ** 0.25
     if step < config.warmup_steps:
         return highest * (step + 1) / config.warmup_steps
@@ -631,8 +631,8 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Shorten all gradients together to length `max_norm` if they are longer; return their length
-    (Pascanu et al. 2013, algorithm 1)."""
+    """Scale the gradients down to a joint norm of `max_norm` if it is larger; return the original
+    norm (Pascanu et al. 2013, algorithm 1)."""
     grads = [p.grad for p in parameters if p.grad is not None]
     length = torch.stack(torch._foreach_norm(grads)).norm()
     torch._foreach_mul_(grads, (max_norm / (length + 1e-6)).clamp(max=1))
@@ -644,10 +644,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 def evaluate(
     model: LanguageModel, tokens: np.ndarray, tokenizer: Tokenizer, length: int, batch: int = 64
 ) -> tuple[float, int]:
-    """How well `model` predicts `tokens` (N,): the nats it spends in all, and the bytes they hold.
+    """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
-    The first token is given; each other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count on neither side. `model` is left in evaluation mode.
+    The first token is given; every other is predicted once, in windows of `length`, `batch` at a
+    time. Special tokens count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
@@ -661,7 +661,7 @@ def evaluate(
 
 # ---- 11. Sampling ----
 def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
-    """Draw an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
+    """Sample an id from `logits` (V,): temperature, top-k, top-p (Holtzman et al. 2020, 3.1)."""
     if config.temperature == 0:
         return int(logits.argmax())
     p = F.softmax((logits - logits.max()).float().cpu() / config.temperature, dim=-1)  # never +inf
@@ -669,21 +669,21 @@ def draw(logits: Tensor, config: Config, generator: torch.Generator) -> int:
         ordered, ids = p.sort(descending=True)
         ordered[config.top_k or len(p) :] = 0
         ordered[ordered.cumsum(0) - ordered >= config.top_p * ordered.sum()] = 0
-        p = torch.empty_like(p).scatter(0, ids, ordered)  # the likeliest token always stays
-    ends = p.cumsum(0)  # p[i] is what lies between ends[i - 1] and ends[i]
+        p = torch.empty_like(p).scatter(0, ids, ordered)  # the most likely token always stays
+    ends = p.cumsum(0)  # p[i] is the interval from ends[i - 1] to ends[i]
     return int(torch.searchsorted(ends, ends[-1] * torch.rand(1, generator=generator), right=True))
 
 
 @torch.inference_mode()
 def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) -> Iterator[int]:
-    """Go on from `ids` by up to `max_new_tokens`; each token is read once, then kept in caches.
+    """Continue `ids` by up to `max_new_tokens`; each token is read once, then kept in caches.
 
-    At most `context_length` tokens are remembered. When the caches are full, the older half is
-    dropped and the newer read again, for its keys and values were made from what is gone.
+    The caches hold at most `context_length` tokens. When they are full, the older half is dropped
+    and the newer half read again, since its keys and values depended on what is gone.
     """
     model.eval()
     ids, read = list(ids), Reader(model)  # on a CPU it reads single tokens in numpy
-    generator = torch.Generator().manual_seed(config.seed)  # leaves the training's alone
+    generator = torch.Generator().manual_seed(config.seed)  # not training's generator
     caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
     for _ in range(config.max_new_tokens):
         if caches[0].length + len(unread) > config.context_length:
@@ -698,26 +698,26 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
-    """Write all that `run` needs to go on; the checkpoint before stays until this one is whole."""
+    """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
     run.write_checkpoint(run.model, *run.optimizers)
 
 
 def load_checkpoint(run: Run) -> None:
-    """Go back to where `run` was saved; UserError if that is damaged or of another run."""
+    """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
     run.read_checkpoint(run.model, *run.optimizers)
 
 
 # ---- 13. Training loop ----
 def mixed_precision(device: torch.device, config: Config) -> AbstractContextManager:
     """Matrix products, and what lies between two, in `config.dtype`. Weights, residual stream and
-    loss are float32, or small changes would be lost (Micikevicius et al. 2018, section 3.1)."""
+    loss stay float32, or small updates would be lost (Micikevicius et al. 2018, section 3.1)."""
     dtype = command_line.pick_dtype(config.dtype, device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
-    """Move the weights once against the gradient of the batches' loss; return that, (), still on
-    the device: to read it is to wait. Of several processes, each has a share of the batch."""
+    """Take one optimizer step on `accumulation_steps` batches; return their mean loss, (), still on
+    the device, since reading it would wait for the GPU. Each process gets a share of each batch."""
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
@@ -735,17 +735,17 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
         for group in optimizer.param_groups:
             group["lr"] = rate * ratio * group.get("scale", 1)
-        with mixed_precision(run.device, config):  # of Muon's products
+        with mixed_precision(run.device, config):  # for Muon's products
             optimizer.step()
     return total
 
 
 def train(config: Config) -> dict:
-    """Train a model, leave the run in `config.out`, and return its summary."""
+    """Train a model, write the run to `config.out`, and return its summary."""
     distributed.join(config.batch_size, command_line.pick_device(config.device))
     tokenizer, corpus, train_tokens, val_tokens = distributed.in_turn(lambda: load_data(config))
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    get_batch(train_tokens, 0, config)  # too short a text is refused here, before anything is lost
+    get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
     model = LanguageModel(config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
@@ -759,7 +759,7 @@ def train(config: Config) -> dict:
                 save_checkpoint(run)
             if run.evaluation_is_due():
                 part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
-                B //= distributed.processes()  # more may not fit
+                B //= distributed.processes()  # a larger one may not fit
                 run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
@@ -773,7 +773,7 @@ def train(config: Config) -> dict:
 
 # ---- 14. Command line ----
 def main(arguments: list[str] | None = None) -> None:
-    """Train, or write with what was trained, as `arguments` (None: the process's own) say."""
+    """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
         config = command_line.parse(Config, arguments)
         if config.print_model:
