@@ -1,4 +1,4 @@
-"""The command line of the five versions: options made from a Config, and errors in one line."""
+"""The command line of all five versions: options generated from a Config, and one-line errors."""
 
 import contextlib
 import dataclasses
@@ -27,21 +27,21 @@ from shared.model_files import read_sizes
 from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
 
-tqdm.pos = 0  # or a bar that a signal leaves half made ends in a complaint that it has none
+tqdm.pos = 0  # or a bar half built when a signal came would fail when it is deleted
 ConfigType = TypeVar("ConfigType")
 T = TypeVar("T")
 
-# Limits of the options; any other number must be more than 0. Far beyond what a machine can hold,
-# they turn a slip into a line instead of a model that is built for hours.
+# Limits of the options; all other numbers must be more than 0. Far beyond what a machine can hold,
+# they turn a typo into a one-line error instead of a model that takes hours to build.
 MAY_BE_ZERO = {"vocab_size", "dropout", "seed", "temperature", "top_k"}
 MAY_BE_ZERO |= {"weight_decay", "warmup_steps", "final_learning_rate", "workers"}
 AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "workers": 1024}
 AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
-# What the system refuses because of what was asked for: wrong names, too small a disk.
+# System errors that the user can fix, such as a wrong name or a full disk.
 THE_USERS = "ENOENT ENOTDIR EISDIR EEXIST EACCES EPERM EROFS ENAMETOOLONG ENOSPC EDQUOT"
-# What torch's errors say of it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
+# How torch's errors put it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
 OUT_OF_MEMORY = "out of memory", "can't allocate memory", "ALLOC_FAILED"
 SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
 
@@ -49,13 +49,13 @@ SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float
 def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
     """The config that `arguments` (None: those of the process) ask for.
 
-    With --resume or --sample, what they do not say is as the run in --out was started, with
-    --init-from, the size of the model is as there.
+    With --resume or --sample, options not given are taken from the run in --out; with --init-from,
+    the model's sizes are taken from that model.
     """
     config = parse_options(config_class, arguments)
     out = os.path.expanduser(config.out)
     if config.resume or config.sample:
-        kept = load_config(config_class, out)  # a flag that is set could not be set again
+        kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     elif getattr(config, "init_from", ""):
@@ -63,7 +63,7 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         path = Path(os.path.expanduser(config.data)).resolve()
         if not config.sample and os.path.isdir(path) and Path(out).resolve().is_relative_to(path):
-            raise UserError(f"--out {out} is in --data: what the run writes would become text")
+            raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
         config = replace(config, data=str(path))
     config = replace(config, out=out)
     if config.tensorboard and not config.sample:
@@ -97,22 +97,22 @@ def _check_folder(out: Path) -> None:
 
 
 def lock_metrics(out: Path) -> IO[str]:
-    """The metrics.jsonl in `out`, locked and open to append to: one run at a time writes there."""
+    """The metrics.jsonl in `out`, locked and open for appending: one run at a time may write it."""
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / "metrics.jsonl", "a", encoding="utf-8")
     if not lock(file):
         file.close()
         raise UserError(
-            f"another run is writing to {out}: wait for its end or choose another --out"
+            f"another run is writing to {out}: wait until it ends or choose another --out"
         )
-    if not _is_still(file, out / "metrics.jsonl"):  # another run has renamed its folder meanwhile
+    if not _is_still(file, out / "metrics.jsonl"):  # another run has just renamed its folder
         file.close()
-        raise UserError(f"another run began in {out} at the same moment: choose another --out")
+        raise UserError(f"another run started in {out} at the same moment: choose another --out")
     return file
 
 
 def _is_still(file: IO, path: Path) -> bool:
-    """Whether the open `file` is what is at `path`."""
+    """Whether the open `file` is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def parse_options(
     arguments: Sequence[str] | None = None,
     default: ConfigType | None = None,
 ) -> ConfigType:
-    """tyro's command line for `config_class`, its boxed complaints told in one line."""
+    """Parse `arguments` with tyro, turning its boxed error messages into one line."""
     complaint = io.StringIO()
     settings = {} if default is None else {"default": default}
     try:
@@ -139,8 +139,8 @@ def parse_options(
 
 
 def _in_one_line(box: str) -> str:
-    """What tyro's box says under its title, up to the next rule; frames differ by terminal. Of the
-    rest only which options are like one that there is not."""
+    """What tyro's box says below its title, up to the next rule; frames differ by terminal. Of the
+    rest, keep only the options similar to an unknown one."""
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     rule = "─-╭╮╰╯+ "
     text = "\n".join(line if line.strip(rule) else "" for line in lines).strip()
@@ -197,18 +197,18 @@ def _can_be_a_path(name: str) -> bool:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Tell what went wrong in one line: exit status 2 for the user's errors, 128 and the signal's
-    number for Ctrl-C and what else ended the run, 1 for what the system fails at, or when another
-    process of the run was lost."""
+    """Report errors in one line. The exit status is 2 for errors that the user can fix, 128 plus
+    the signal's number for Ctrl-C and other signals, and 1 if the system failed or another process
+    of the run was lost."""
 
     def stop(number: int, _: object) -> None:
         write_nowhere(number)
         raise KeyboardInterrupt(number)
 
     handlers = dict.fromkeys(ended_by(), stop)
-    if not distributed.is_first():  # what only waits for another has nothing to put in order
+    if not distributed.is_first():  # the other processes have nothing to clean up
         handlers = dict.fromkeys((signal.SIGINT, *ended_by()), signal.SIG_DFL)
-    if threading.current_thread() is not threading.main_thread():  # Python's own condition
+    if threading.current_thread() is not threading.main_thread():  # Python allows it only there
         handlers = {}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -220,7 +220,7 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         distributed.tell_error("stopped")
         sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
-    except BrokenPipeError:  # what read our output, `head` for one, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, is gone
         sys.exit(1)
     except OSError as error:
         path = error.filename or "a file"
@@ -232,12 +232,12 @@ def clear_errors() -> Iterator[None]:
         full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if full or any(words in str(error) for words in OUT_OF_MEMORY):
             distributed.tell_error(
-                "error: out of memory: a smaller model, batch or context needs less"
+                "error: out of memory: use a smaller model, batch or context length"
             )
             sys.exit(2)
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).splitlines()[0]
-            distributed.tell_error(f"error: --compile: {reason}: leave it out here")
+            distributed.tell_error(f"error: --compile: {reason}: run without it")
             sys.exit(2)
         if not distributed.is_of_a_lost_process(error):
             raise
@@ -249,18 +249,18 @@ def clear_errors() -> Iterator[None]:
 
 
 def ended_by() -> list[int]:
-    """The signals that end a run, besides Ctrl-C's: SIGTERM, and that of a closed terminal unless
-    `nohup` keeps it off."""
+    """The signals besides Ctrl-C's that end a run: SIGTERM, and SIGHUP (a closed terminal) unless
+    `nohup` blocks it."""
     closed = getattr(signal, "SIGHUP", None)  # Windows has none
     keeps_off = closed is None or signal.getsignal(closed) == signal.SIG_IGN
     return [signal.SIGTERM] if keeps_off else [signal.SIGTERM, closed]
 
 
 def write_nowhere(number: int) -> None:
-    """If a signal says that the terminal was closed, or that nobody reads what we write to a pipe,
-    write nowhere from now on: to write there would fail."""
+    """If a signal says that the terminal was closed, or that nobody reads our pipe any more,
+    discard all output from now on: writing it would fail."""
     if number == getattr(signal, "SIGHUP", None):
-        is_closed = stat.S_ISCHR  # isatty says no of a closed one
+        is_closed = stat.S_ISCHR  # isatty is False for a closed one
     elif number == getattr(signal, "SIGPIPE", None):
         is_closed = stat.S_ISFIFO
     else:
@@ -274,7 +274,7 @@ def write_nowhere(number: int) -> None:
 
 
 def pick_device(name: str) -> str:
-    """The device for `--device name`; UserError if this machine has none of that name."""
+    """The device for `--device name`; UserError if this machine does not have it."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -288,8 +288,8 @@ def pick_device(name: str) -> str:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """What `--dtype name` means on a device: "auto" is bfloat16 where the device computes in it,
-    else float32, for emulated it is many times slower; float32 on Apple's GPUs, too."""
+    """What `--dtype name` means on a device: "auto" is bfloat16 if the hardware supports it, else
+    float32, since emulated bfloat16 is many times slower; on Apple's GPUs it is float32, too."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -301,7 +301,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
-    """With --resume the tokenizer of the run that goes on, with --init-from that of the model."""
+    """With --resume, the tokenizer of the resumed run; with --init-from, that of the model."""
     if config.resume:
         return tokenizer_class.load(Path(config.out) / "tokenizer.json")
     if folder := getattr(config, "init_from", ""):
@@ -311,14 +311,14 @@ def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noq
 
 
 def need_end_of_text(tokenizer: T, path: str | Path) -> T:
-    """`tokenizer`, which is from `path`; UserError if it has no `<|endoftext|>`."""
+    """`tokenizer`, read from `path`; UserError if it has no `<|endoftext|>`."""
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise UserError(f"{path} has no {END_OF_TEXT}, which separates documents here")
     return tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of `prompt`; UserError if it holds what the tokenizer cannot give back."""
+    """The ids of `prompt`; UserError if the tokenizer cannot represent all of it."""
     ids = tokenizer.encode(prompt)
     if tokenizer.decode(ids) != prompt:
         lost = sorted({c for c in prompt if tokenizer.decode(tokenizer.encode(c)) != c})
@@ -327,8 +327,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print any text on any terminal: what its encoding lacks becomes a question mark."""
-    if sys.stdout is None:  # closed by who started us
+    """Print any text on any terminal: characters its encoding lacks become question marks."""
+    if sys.stdout is None:  # closed by our parent process
         return
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)

@@ -31,11 +31,11 @@ from shared.files import ROOT, UserError, atomic_write, lock, read_json, write_j
 from shared.text import END_OF_TEXT, well_formed
 
 SEPARATOR = END_OF_TEXT.encode("utf-8")
-PIECE_BYTES = 1 << 20  # how much of a file is held at a time
-VALIDATION_EVERY = 10  # one document in so many is for validation
-CHECKED_BYTES = 1 << 26  # a prepared corpus of up to this size is hashed again when it is opened
-TIMEOUT = 60  # seconds without an answer after which a download has failed
-SCHEMES = ("https",)  # of addresses that are downloaded from or redirected to
+PIECE_BYTES = 1 << 20  # how much of a file is held in memory at a time
+VALIDATION_EVERY = 10  # every such document is for validation
+CHECKED_BYTES = 1 << 26  # a prepared corpus up to this size is verified by its hash when opened
+TIMEOUT = 60  # seconds without a response before a download fails
+SCHEMES = ("https",)  # allowed in download addresses and redirects
 
 _TINYSTORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
 _OWT = "https://huggingface.co/datasets/stanford-cs336/owt-sample/resolve/main/"
@@ -44,7 +44,7 @@ _WIKITEXT = (
 )
 _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
 
-# Name -> the addresses of the text, or of its two published splits.
+# Name -> the address of the text, or the addresses of its two published splits.
 DOWNLOADS: dict[str, tuple[str, ...]] = {
     "tinystories": (
         _TINYSTORIES + "TinyStoriesV2-GPT4-train.txt",
@@ -54,7 +54,7 @@ DOWNLOADS: dict[str, tuple[str, ...]] = {
     "wikitext": (_WIKITEXT + "train.txt", _WIKITEXT + "valid.txt"),
     "shakespeare": (_CHAR_RNN + "tinyshakespeare/input.txt",),
 }
-# The files whose SHA-256 is published or known.
+# SHA-256 of the files for which it is published or known.
 CHECKSUMS = {
     DOWNLOADS["shakespeare"][0]: "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 }
@@ -62,7 +62,7 @@ CHECKSUMS = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two files of documents, and what identifies them. Bytes are of text, without separators."""
+    """Two files of documents and their identity. Byte counts exclude the separators."""
 
     name: str
     sha256: str
@@ -80,8 +80,8 @@ def cache_folder() -> Path:
 def load_corpus(data: str) -> Corpus:
     """The corpus called `data`: `pydocs`, a name in DOWNLOADS, a text file, or a folder of them.
 
-    It is prepared once and kept in the cache. UserError if there is no such corpus, it cannot be
-    downloaded, it is not UTF-8 text, or too little of it is there to be split.
+    It is prepared once and kept in the cache. UserError if there is no such corpus, if it cannot be
+    downloaded, is not UTF-8 text, or is too short to be split.
     """
     if data == "pydocs":
         folder = cache_folder() / f"pydocs-{sys.implementation.name}-{sys.version.split()[0]}"
@@ -105,7 +105,7 @@ def load_corpus(data: str) -> Corpus:
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"--data {data} is neither a file nor a folder")
     if cache_folder().resolve().is_relative_to(path.resolve()):
-        raise UserError(f"--data {data} holds what is not text: {cache_folder()}")
+        raise UserError(f"--data {data} contains the cache, which is not text: {cache_folder()}")
     files = [path] if path.is_file() else sorted(_visible_files(path))
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = path.resolve().name or str(path)
@@ -118,9 +118,9 @@ def load_corpus(data: str) -> Corpus:
 
 
 def read_pieces(path: str | Path) -> Iterator[str]:
-    """The text of a UTF-8 file, in order and in pieces that may end anywhere.
+    """The text of a UTF-8 file, in order, in pieces that may end anywhere.
 
-    UserError if it cannot be read or is not UTF-8; the error names the first byte that is not.
+    UserError if it cannot be read or is not UTF-8; the error gives the place of the first bad byte.
     """
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     try:
@@ -139,9 +139,9 @@ def read_pieces(path: str | Path) -> Iterator[str]:
 
 
 def read_document_pieces(path: str | Path) -> Iterator[tuple[str, bool]]:
-    """The documents of a UTF-8 file, in order and in pieces, and whether one ends with the piece:
-    a document may be larger than the memory."""
-    rest, held_back = "", len(END_OF_TEXT) - 1  # a separator may be cut in two
+    """The documents of a UTF-8 file, in order, in pieces, each with whether a document ends there:
+    a document may be larger than memory."""
+    rest, held_back = "", len(END_OF_TEXT) - 1  # a separator may span two pieces
     for piece in read_pieces(path):
         *documents, rest = (rest + piece).split(END_OF_TEXT)
         yield from ((document, True) for document in documents)
@@ -151,7 +151,7 @@ def read_document_pieces(path: str | Path) -> Iterator[tuple[str, bool]]:
 
 
 def read_documents(path: str | Path) -> Iterator[str]:
-    """The documents of a UTF-8 file, in order, exactly as they stand there; empty ones left out."""
+    """The documents of a UTF-8 file, in order and unchanged; empty ones are left out."""
     parts = []
     for piece, ends in read_document_pieces(path):
         parts.append(piece)
@@ -177,11 +177,11 @@ def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:
 
 
 def _pydocs_documents() -> Iterator[str]:
-    """The documentation that every CPython carries: docstrings and the topics of `pydoc`.
+    """The documentation that comes with every CPython: docstrings and the topics of `pydoc`.
 
-    Docstrings of at least 100 characters of the standard library, read with `ast`, nothing
-    imported; each text once. About 2 MB of prose in 4,000 documents, a little different in every
-    Python version.
+    The standard library's docstrings of at least 100 characters, without duplicates, read with
+    `ast` (nothing is imported). About 2 MB of prose in 4,000 documents; it differs slightly between
+    Python versions.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "lib2to3", "turtledemo", "__pycache__"}
@@ -195,7 +195,7 @@ def _pydocs_documents() -> Iterator[str]:
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
-            continue  # a file that this Python cannot parse documents nothing
+            continue  # skip what this Python cannot parse
         for node in ast.walk(tree):
             if isinstance(node, documented):
                 texts[well_formed(ast.get_docstring(node) or "")] = None
@@ -214,7 +214,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    seen = set()  # a link may lead to a folder above it
+    seen = set()  # a symbolic link may lead to a parent folder
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
@@ -226,9 +226,9 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -> None:
-    """Write train.txt, val.txt and, last of all, corpus.json, which says that they are whole.
+    """Write train.txt, val.txt and, last of all, corpus.json, which marks them as complete.
 
-    `pieces` are of documents, each with whether one ends there.
+    `pieces` are pieces of documents, each with whether its document ends there.
     """
     count = 0  # of documents
     train, val = folder / "train.txt", folder / "val.txt"
@@ -247,7 +247,7 @@ def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -
 
 
 def _visible(pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
-    """The pieces of documents that hold more than blanks."""
+    """The pieces of those documents that are not only whitespace."""
     blank, visible = [], False
     for piece, ends in pieces:
         visible = visible or not (piece.isspace() or not piece)
@@ -258,7 +258,7 @@ def _visible(pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
 
 
 def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
-    """Move the last tenth of a text from one file to the other, from the beginning of a line on."""
+    """Move the last tenth of a text from one file to the other, cut at the start of a line."""
     size = train.tell() - len(SEPARATOR)
     cut = size * 9 // 10
     train.seek(cut)
@@ -269,10 +269,10 @@ def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
     around = max(0, cut - len(SEPARATOR))
     train.seek(around)
     near = train.read(2 * len(SEPARATOR))
-    while cut - around < len(near) and near[cut - around] & 0xC0 == 0x80:  # within a character
+    while cut - around < len(near) and near[cut - around] & 0xC0 == 0x80:  # inside a character
         cut -= 1
     separator = around + near.find(SEPARATOR)
-    if around <= separator < cut:  # not through the middle of one
+    if around <= separator < cut:  # not inside a separator
         cut = separator
     train.seek(cut)
     shutil.copyfileobj(train, val, PIECE_BYTES)
@@ -282,7 +282,7 @@ def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:
 
 
 def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
-    """Record two whole files of documents as a corpus."""
+    """Record two complete files of documents as a corpus."""
     corpus = Corpus(name, *_measure(train, val))
     sizes = [path.stat().st_size for path in (train, val)]  # with separators
     facts = asdict(corpus) | {"train": train.name, "val": val.name, "sizes": sizes}
@@ -290,7 +290,7 @@ def _keep_splits(name: str, train: Path, val: Path, folder: Path) -> None:
 
 
 def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
-    """All of a Corpus but its name: what the two files hold."""
+    """All fields of a Corpus but its name, measured from its two files."""
     digest = hashlib.sha256()
     sizes = []
     for path in (train, val):
@@ -305,19 +305,19 @@ def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
             if ends and of_document:
                 digest.update(SEPARATOR)
                 of_document = 0
-        digest.update(b"\xff")  # between the splits: no UTF-8 text holds this byte
+        digest.update(b"\xff")  # between the splits: this byte never occurs in UTF-8
         sizes.append(size)
     return digest.hexdigest(), train, val, sizes[0], sizes[1]
 
 
 def _open_corpus(folder: Path, name: str) -> Corpus:
-    """The corpus `name`, kept in `folder`; UserError if it is damaged, as far as that can be told
-    quickly: a large one by the sizes of its files alone."""
+    """The corpus `name`, kept in `folder`; UserError if it is damaged. To be quick, a large one is
+    checked only by the sizes of its files."""
     try:
         facts = read_json(folder / "corpus.json")
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
         sizes = [facts[split].stat().st_size for split in ("train", "val")]
-        whole = facts.pop("sizes", sizes) == sizes  # before 2026-11-22 they were not kept
+        whole = facts.pop("sizes", sizes) == sizes  # older caches lack them
         corpus = Corpus(**facts)
         whole &= corpus.name == name
         whole &= sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
@@ -341,12 +341,12 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "download.lock", "w") as file:
         if not lock(file):
-            raise UserError(f"another process is downloading {folder.name}: wait until it has it")
+            raise UserError(f"another process is downloading {folder.name}: wait until it is done")
         yield
 
 
 def _download(url: str, folder: Path) -> Path:
-    """Fetch `url` into `folder`, unpacked if it is gzip; go on where a broken download stopped."""
+    """Download `url` into `folder`, resuming a broken download, and unpack it if it is gzip."""
     archive = folder / url.rsplit("/", 1)[1]
     text = archive.with_suffix("") if archive.suffix == ".gz" else archive
     if text.exists():
@@ -359,7 +359,7 @@ def _download(url: str, folder: Path) -> Path:
         except (OSError, ValueError, http.client.HTTPException) as error:  # URLError, timeouts too
             reason = getattr(error, "reason", None) or error
             raise UserError(
-                f"cannot download {url} ({reason}): run again to go on, or put the file at "
+                f"cannot download {url} ({reason}): run again to resume, or put the file at "
                 f"{archive}, or train on the embedded corpus with --data pydocs"
             ) from None
         if (expected := CHECKSUMS.get(url)) and _file_sha256(partial) != expected:
@@ -380,7 +380,7 @@ def _download(url: str, folder: Path) -> Path:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not to where everyone on the way could change the text."""
+    """Follows redirects, but not to an unencrypted address, where text can be tampered with."""
 
     def redirect_request(self, request, file, code, message, headers, url):  # noqa: ANN001, ANN201
         _check_scheme(url)
@@ -393,25 +393,25 @@ def _check_scheme(url: str) -> None:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Append what is missing of `url` to `partial`; OSError if the connection ends early."""
+    """Append the missing part of `url` to `partial`; OSError if the connection ends early."""
     _check_scheme(url)
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not start:  # "range not satisfiable": nothing is after `start`
+        if error.code != 416 or not start:  # "range not satisfiable": nothing follows `start`
             raise
-        partial.unlink()  # whether what we have is the whole cannot be told: begin again
+        partial.unlink()  # we cannot tell whether what we have is complete: start over
         return _fetch(url, partial)
     with response:
         if response.status != 206:  # the server sends everything from the beginning
             start = 0
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise OSError("another part came than was asked for")
+            raise OSError("the server sent another part than requested")
         left = response.headers.get("Content-Length")
-        if not left and not response.chunked:  # then its end looks like a broken connection
-            raise OSError("the server does not say how long it is")
+        if not left and not response.chunked:  # its end would look like a lost connection
+            raise OSError("the server does not say how long the file is")
         total = start + int(left) if left else None
         with open(partial, "ab" if start else "wb") as file:
             bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem)
@@ -422,7 +422,7 @@ def _fetch(url: str, partial: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     if total is not None and partial.stat().st_size != total:
-        raise OSError(f"{partial.stat().st_size:,} of {total:,} bytes came")
+        raise OSError(f"{partial.stat().st_size:,} of {total:,} bytes arrived")
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""v4's model reading a text one token at a time, in numpy.
+"""v4's model processing one token at a time, in numpy.
 
-In a small model a token takes some hundred operations on a few hundred numbers each, and torch
-needs longer to begin one than to do it. Numpy begins in a fraction of that time.
+In a small model a token takes about a hundred operations on a few hundred numbers each, and torch
+takes longer to launch each one than to compute it. Numpy launches them in a fraction of that time.
 """
 
 from math import sqrt
@@ -12,42 +12,42 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-TOLERANCE = 1e-3  # of logits, as a share of the largest
+TOLERANCE = 1e-3  # for the error of logits, as a fraction of the largest
 
 
 class Reader:
-    """Reads tokens with `model` and says what may follow; on a CPU, single ones in numpy.
+    """Feeds tokens to `model` and returns the next token's logits; on a CPU, one by one in numpy.
 
-    The model has the last word: at the first single token, the second, the fourth, the eighth and
-    so on it reads the token, too, and if it says something else, for it was changed, it reads all.
+    The model has the last word: it also processes the first single token, the second, the fourth,
+    the eighth and so on. If its logits differ, because it was changed, it takes over for good.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.device = model, next(model.parameters()).device
-        self.blocks, self.read = [], 0  # single tokens
-        self.caches = None  # those whose keys and values the blocks remember
+        self.blocks, self.read = [], 0  # single tokens read so far
+        self.caches = None  # the ones whose keys and values the numpy blocks hold
         self.cos = self.sin = np.zeros((0, 0))
         if self.device.type == "cpu":
-            limits = threadpool_limits(1, "blas")  # of numpy: more would be in the way of torch's
+            limits = threadpool_limits(1, "blas")  # numpy's: more would compete with torch's
             finalize(self, limits.restore_original_limits)
             try:
                 self.blocks = [NumpyBlock(block) for block in model.blocks]
                 self.embedding, self.head = array(model.embedding), array(model.head)
                 self.gain = array(model.norm)
-            except (AttributeError, TypeError):  # of other parts: another model
+            except (AttributeError, TypeError):  # other parts: not v4's model
                 self.blocks = []
 
     def __call__(self, ids: list[int], caches: list) -> Tensor:
-        """The logits (V,) of what follows `ids`, which follow what is in the `caches`."""
+        """The logits (V,) for the token after `ids`, which follow those in the `caches`."""
         if self.blocks and len(ids) == 1 and caches[0].length:
             try:
                 return self.read_one(ids[0], caches)
-            except (AttributeError, TypeError, ValueError):  # of other shapes: another model
+            except (AttributeError, TypeError, ValueError):  # other shapes: not v4's model
                 self.blocks = []
         return self.model.forward(torch.tensor([ids], device=self.device), caches)[0, -1]
 
     def read_one(self, token: int, caches: list) -> Tensor:
-        """The logits (V,) of what follows a `token`, which follows what is in the `caches`."""
+        """The logits (V,) for the token after `token`, which follows those in the `caches`."""
         if self.caches is not caches:
             for block, cache in zip(self.blocks, caches):
                 block.remember(cache.keys, cache.values)
@@ -67,7 +67,7 @@ class Reader:
         return theirs
 
     def logits(self, token: int, t: int) -> Tensor:
-        """The logits (V,) of what follows a `token` at place `t`."""
+        """The logits (V,) for the token after `token`, which is at position `t`."""
         if t >= len(self.cos):
             turn = self.model.position(0, 2 * t)  # (T, H, D); heads are alike
             self.cos, self.sin = (each[:, 0].numpy() for each in turn)
@@ -78,7 +78,7 @@ class Reader:
 
 
 class NumpyBlock:
-    """A block of v4, and the keys and values of the tokens that it has read."""
+    """A block of v4 and the keys and values of the tokens it has processed."""
 
     def __init__(self, block: nn.Module) -> None:
         attention, feed_forward = block.attention, block.feed_forward
@@ -86,7 +86,7 @@ class NumpyBlock:
         self.H = attention.n_heads
         self.attention_gain = array(block.attention_norm)
         self.feed_forward_gain = array(block.feed_forward_norm)
-        # One product instead of three, and instead of two.
+        # One matrix product instead of three (here), and instead of two (gate and up).
         parts = attention.query, attention.key, attention.value
         self.to_heads = np.concatenate([array(part) for part in parts])
         self.gains = np.concatenate(
@@ -100,17 +100,17 @@ class NumpyBlock:
         self.down = array(feed_forward.down)
 
     def remember(self, keys: Tensor, values: Tensor) -> None:
-        """Begin with these keys and values, (1, G, T, D)."""
+        """Start from these keys and values, (1, G, T, D) each."""
         T = keys.shape[2]
         self.keys, self.values = np.zeros((2, self.G, 2 * T, self.D), np.float32)
         self.keys[:, :T], self.values[:, :T] = keys[0].numpy(), values[0].numpy()
 
     def remembered(self, T: int) -> tuple[Tensor, Tensor]:
-        """The first `T` keys and values, (1, G, T, D)."""
+        """The first `T` keys and values, (1, G, T, D) each."""
         return torch.tensor(self.keys[None, :, :T]), torch.tensor(self.values[None, :, :T])
 
     def __call__(self, x: np.ndarray, t: int, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        """(C,) -> (C,) for a token at place `t`, and the turn of that place, (D,) each."""
+        """(C,) -> (C,) for a token at position `t`, whose cosines and sines are (D,) each."""
         H, G, D = self.H, self.G, self.D
         heads = (self.to_heads @ norm(x, self.attention_gain)).reshape(-1, D)  # (H + G + G, D)
         qk = heads[: H + G]
@@ -133,10 +133,10 @@ class NumpyBlock:
 
 
 def array(module: nn.Module) -> np.ndarray:
-    """The weight of a module; the same memory."""
+    """The weight of a module, sharing its memory."""
     return module.weight.detach().numpy()
 
 
 def norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """x (C,) of mean square 1, times `gain`."""
+    """x (C,), scaled to a mean square of 1, times `gain`."""
     return x * (gain * np.float32(1 / sqrt(x.dot(x) / len(x) + 1e-6)))

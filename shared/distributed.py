@@ -1,15 +1,15 @@
-"""One training shared among processes, as `torchrun` starts them. No model code.
+"""Data-parallel training in several processes, started by `torchrun`. No model code.
 
     torchrun --nproc-per-node 2 v4_modern/train.py
 
-Every process has the whole model and does the same steps, each on its share of every batch: the
-gradients are averaged over all of them, so that the weights stay the same in all. The first one
-alone writes and prints; where it works alone, the others wait. Started without torchrun, a process
-is the first and only one, and nothing here costs anything.
+Every process holds the whole model and takes the same steps, each on its share of every batch; the
+gradients are averaged over all processes, so that the weights stay equal. Only the first process
+writes and prints; while it works alone, the others wait. Started without torchrun, a process is the
+first and only one, and nothing here has a cost.
 
-What is told among processes besides gradients goes by way of their CPUs, over a group of its own.
-On GPUs the gradients go over NCCL, which gives up after ten minutes; waiting for a tokenizer may
-take longer, and must not make a GPU wait for its CPU.
+Everything that processes exchange besides gradients and optimizer updates goes through their CPUs,
+over a process group of its own. On GPUs, gradients and updates use NCCL, which times out after ten
+minutes; waiting for a tokenizer may take longer, and must not make a GPU wait for its CPU.
 """
 
 import os
@@ -34,18 +34,18 @@ from tqdm import tqdm
 from shared.files import UserError
 
 T = TypeVar("T")
-LONGEST_WAIT = timedelta(weeks=1)  # for what one process does alone; a dead one is noticed at once
-LOST = "another process of this run ended or is out of reach: --resume goes on from the checkpoint"
+LONGEST_WAIT = timedelta(weeks=1)  # while one process works alone; a dead one is noticed at once
+LOST = "another process of this run ended or is unreachable: --resume continues from the checkpoint"
 _among_cpus: "dist.ProcessGroup | None" = None
 
 
 def processes() -> int:
-    """How many processes train together. Some clusters set WORLD_SIZE for what they start."""
+    """How many processes train together. Some clusters set WORLD_SIZE for anything they start."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """The number of this process, from 0."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
@@ -58,8 +58,8 @@ def is_first() -> bool:
 
 
 def join(batch_size: int, device: str) -> None:
-    """Meet the other processes; UserError if they cannot share batches of `batch_size` windows, or
-    there is no `device` for each."""
+    """Connect to the other processes; UserError if they cannot evenly share batches of `batch_size`
+    windows, or if there is no `device` for each."""
     global _among_cpus
     if processes() == 1 or dist.is_initialized():
         return
@@ -83,14 +83,14 @@ def join(batch_size: int, device: str) -> None:
 
 
 def joined() -> bool:
-    """Whether the processes of this run have met, or there is only one."""
+    """Whether the processes of this run are connected, or there is only one."""
     return processes() == 1 or dist.is_initialized()
 
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Of several processes only the first one's prints and progress bars are seen. Those that end
-    well part in peace."""
+    """Show only the first process's output and progress bars. Processes that end normally leave the
+    group cleanly."""
     try:
         if is_first():
             yield
@@ -110,8 +110,8 @@ def _leave() -> None:
 
 
 def tell_error(line: str) -> None:
-    """Print why this process ends, unless another one has said why already: the others of a run
-    end because one did, or for the same reason."""
+    """Print why this process ends, unless another one already did: the other processes of a run end
+    because one did, or for the same reason."""
     if _is_first_to_tell():
         tqdm.write(line, file=sys.stderr)  # not behind a progress bar
 
@@ -121,7 +121,7 @@ def _is_first_to_tell() -> bool:
         return True
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    try:  # torchrun's own store, which outlives us
+    try:  # torchrun's own store, which outlives this process
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
         return store.add(f"told{attempt}", 1) == 1
     except RuntimeError:
@@ -129,24 +129,24 @@ def _is_first_to_tell() -> bool:
 
 
 def is_of_a_lost_process(error: Exception) -> bool:
-    """Whether `error` is what is seen of the end of another process."""
+    """Whether `error` was caused by the end of another process."""
     if processes() == 1:
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
-# ---- working alone, and telling each other ----
+# ---- working alone, and exchanging values ----
 
 
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes are here."""
     if processes() > 1:
         dist.barrier(_among_cpus)
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """What `work` returns, in every process; what it leaves in caches is made once: by the first
-    process, then by the first of each other machine if it sees other disks, then read by all."""
+    """What `work` returns, in every process. What it caches on disk is made only once: by the first
+    process, then by the first of each other machine (if it has other disks), then read by all."""
     if processes() == 1:
         return work()
     mine = 0 if is_first() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
@@ -171,7 +171,7 @@ def mean(values: list[float]) -> list[float]:
 
 
 def highest(value: int) -> int:
-    """The highest `value` that a process has; all get it, when all have come here."""
+    """The highest `value` of any process; all processes get it once all are here."""
     return int(_from_all([value]).max()) if processes() > 1 else value
 
 
@@ -181,7 +181,7 @@ def highest(value: int) -> int:
 def my_share(ids: Tensor, device: torch.device) -> Tensor:
     """This process's windows of `ids` (B, T), on the device: (B / processes, T).
 
-    A GPU fetches them by itself, from memory that stays where it is, while the CPU goes on.
+    A GPU copies them asynchronously, from pinned memory, while the CPU goes on.
     """
     ids = ids[rank() :: processes()]
     if device.type == "cuda":
@@ -190,8 +190,8 @@ def my_share(ids: Tensor, device: torch.device) -> Tensor:
 
 
 def replica(model: nn.Module) -> nn.Module:
-    """`model`, or, of several processes, a module around it whose backward pass averages the
-    gradients over all, each as soon as it is there (Li et al. 2020); all begin with the weights of
+    """`model`, or, with several processes, a wrapper whose backward pass averages the gradients
+    over all of them, each as soon as it is computed (Li et al. 2020); all start from the weights of
     the first."""
     if processes() == 1:
         return model
@@ -199,14 +199,14 @@ def replica(model: nn.Module) -> nn.Module:
 
 
 def averaging(model: nn.Module, now: bool) -> AbstractContextManager:
-    """For the forward pass of a replica: whether its backward pass averages the gradients `now`, or
-    leaves them to be added to those of the next one."""
+    """Context for the forward pass of a replica: its backward pass averages the gradients `now`, or
+    only accumulates them for a later one."""
     return nullcontext() if now or processes() == 1 else model.no_sync()
 
 
 def shared_out(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
-    """`function(stack)` of matrices (N, rows, columns) that it changes each for itself; every
-    process does it for its share of them, and all get all."""
+    """`function(stack)` of matrices (N, rows, columns), which it must treat independently; every
+    process computes its share of them, and all get all results."""
     n = processes() if dist.is_initialized() else 1  # --print-model works alone
     if n == 1:
         return function(stack)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that say in one line what to do."""
+"""Files that are either complete or not there, and errors that say in one line what to do."""
 
 import hashlib
 import importlib.util
@@ -18,19 +18,19 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # the repository
-LONGEST_TOKEN = 1 << 24  # bytes, of a tokenizer that is read
+LONGEST_TOKEN = 1 << 24  # bytes, in a tokenizer file
 
 
 class UserError(Exception):
-    """Something the user can put right; its message is the one line that says how."""
+    """An error that the user can fix; its message says how, in one line."""
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file to write to, which takes its place at `path` only when it is whole.
+    """A binary file to write to, which appears at `path` only once it is complete.
 
-    It is written beside `path`, flushed to the disk and renamed, so that a crash, a full disk or a
-    kill leaves what was at `path` before. UserError if that is no file: a folder, or a device.
+    It is written next to `path`, flushed to disk and renamed, so that after a crash, a full disk or
+    a kill, `path` is as before. UserError if `path` is not a regular file but a folder or a device.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -44,14 +44,14 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say of which file
+        error.filename = error.filename or str(path)  # errors from a full disk do not name the file
         raise
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `atomic_write` was writing in `folder` when its process was killed."""
+    """Remove the files that killed processes left unfinished in `folder` (see `atomic_write`)."""
     for path in folder.glob("*.tmp"):
         if re.search(r"\.\d+\.tmp$", path.name):
             path.unlink()
@@ -60,29 +60,29 @@ def remove_unfinished(folder: Path) -> None:
 def lock(file: IO) -> bool:
     """Lock an open file; False if another process has it locked.
 
-    The system takes the lock back when the file is closed, also that of a process that was killed.
+    The system releases the lock when the file is closed, even if its process is killed.
     """
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:  # a byte beyond the end, for what is locked cannot be read
+        else:  # a byte beyond the end, since locked bytes cannot be read
             os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
-        pass  # some network folders have no locks
+        pass  # some network file systems have no locks
     return True
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file, lone surrogates replaced."""
+    """Write `text` as a UTF-8 file, with lone surrogates replaced."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", "replace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Write `value` as JSON, one key a line where it is an object."""
+    """Write `value` as indented JSON."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode("ascii"))
 
@@ -94,8 +94,8 @@ def need_package(name: str, option: str) -> None:
 
 
 def need_writable(folder: Path, what: str) -> None:
-    """UserError, which begins with `what`, if no files can be written to `folder`, or no such
-    folder be made."""
+    """UserError, starting with `what`, if `folder` cannot be created or no files can be written to
+    it."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{what}: no files can be written to {existing}")
@@ -125,13 +125,13 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[[dict], T]) -> T
     if saved.get("kind") != kind:
         raise UserError(f"{path} is a tokenizer of kind {saved.get('kind')}, not {kind}")
     try:
-        lengths = [1] * 256  # of tokens in bytes: some sixty merges can make one of any length
+        lengths = [1] * 256  # of tokens, in bytes: sixty doubling merges would make a huge one
         for left, right in saved.get("merges", ()):
             lengths.append(lengths[left] + lengths[right])
         if max(lengths) > LONGEST_TOKEN:
             raise ValueError(f"a token of {max(lengths)} bytes")
         tokenizer = build(saved)
-        json_sha256(tokenizer.to_json())  # damage may show only here
+        json_sha256(tokenizer.to_json())  # some damage shows only here
         return tokenizer
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError):
         raise UserError(f"{path} is damaged") from None

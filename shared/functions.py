@@ -1,7 +1,7 @@
 """Two functions of v4 whose gradients are written out, for speed.
 
-Torch finds gradients by itself, an operation at a time. Written as one formula they take half the
-time on a CPU, where every operation goes through memory once more.
+Torch's autograd computes gradients one operation at a time. Written as one formula they take half
+the time on a CPU, where every extra operation is another pass through memory.
 """
 
 from contextlib import nullcontext
@@ -16,10 +16,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean x^2 + eps) times `weight` (C,), for x (..., C)."""
     if x.is_cpu and torch.is_grad_enabled():
         return RootMeanSquare.apply(x, weight, eps)
-    # CUDA's autocast would make it float32, since torch 2.12.
+    # Since torch 2.12, CUDA's autocast would make it float32.
     casts = x.is_cuda and torch.is_autocast_enabled("cuda")
     with torch.autocast("cuda", enabled=False) if casts else nullcontext():
-        return F.rms_norm(x, weight.shape, weight, eps)  # on a GPU one operation
+        return F.rms_norm(x, weight.shape, weight, eps)  # one operation on a GPU
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """(..., C) -> (..., C), (C,): of x it is r (w grad - x mean(x w grad) r^2)."""
+        """(..., C) -> (..., C), (C,): the gradient of x is r (w grad - x mean(x w grad) r^2)."""
         x, r, w = ctx.saved_tensors
         grad = grad * r
         products = (grad * x).flatten(0, -2)  # (N, C)
@@ -52,8 +52,8 @@ class RootMeanSquare(torch.autograd.Function):
 class CrossEntropy(torch.autograd.Function):
     """log sum exp(x) - x[t] for logits x (..., V) and targets t (...).
 
-    Its gradient is softmax(x), less 1 at t. The softmax is made where the logits were: in a small
-    model with a large vocabulary they are the most that a step has to keep.
+    Its gradient is softmax(x) minus 1 at t. The softmax is computed in place of the logits: in a
+    small model with a large vocabulary, they take most of a step's memory.
     """
 
     @staticmethod

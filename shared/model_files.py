@@ -1,7 +1,7 @@
-"""v4's models in the files of others: Hugging Face's folder of a Qwen3 (Yang et al. 2025).
+"""v4's models in another format: Hugging Face's folder for a Qwen3 (Yang et al. 2025).
 
-The block is the same, so this is a matter of names: config.json has the sizes, model.safetensors
-the weights.
+The block is the same, so only names differ: config.json has the sizes, model.safetensors the
+weights.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shared.files import UserError, atomic_write, need_package, read_json
 
-SIZES = {  # of v4's Config: what config.json calls it
+SIZES = {  # field of v4's Config -> its name in config.json
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
     "width": "hidden_size",
@@ -23,7 +23,7 @@ SIZES = {  # of v4's Config: what config.json calls it
     "feed_forward_size": "intermediate_size",
     "rope_base": "rope_theta",
 }
-FIXED = {  # what v4 is made of
+FIXED = {  # what cannot differ in v4
     "model_type": "qwen3",
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -32,7 +32,7 @@ FIXED = {  # what v4 is made of
     "tie_word_embeddings": False,
     "use_sliding_window": False,
 }
-NAMES = {  # of v4's modules: what Qwen3 calls them
+NAMES = {  # module of v4 -> its name in Qwen3
     "embedding": "model.embed_tokens",
     "blocks": "model.layers",
     "attention_norm": "input_layernorm",
@@ -54,17 +54,17 @@ NAMES = {  # of v4's modules: what Qwen3 calls them
 
 
 def qwen3_config(config: Any) -> dict:  # noqa: ANN401 - v4's Config
-    """What config.json says of a model of these sizes."""
+    """The contents of config.json for a model of these sizes."""
     sizes = {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
     return FIXED | sizes | {"architectures": ["Qwen3ForCausalLM"], "torch_dtype": "float32"}
 
 
 def read_sizes(folder: str | Path) -> dict[str, int | float]:
-    """The options of v4 that make the model in `folder`; UserError if v4 cannot be that model."""
+    """The options of v4 for the model in `folder`; UserError if v4 cannot represent that model."""
     path = Path(folder) / "config.json"
     theirs = read_json(path)
     if "model_type" not in theirs:
-        raise UserError(f"{path} is not of a Hugging Face folder, which export.py makes of a run")
+        raise UserError(f"{path} is not from a Hugging Face folder; export.py makes one of a run")
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # since transformers 5
     if not isinstance(rope, dict):
         raise UserError(f"{path}: its rotary positions are {rope}")
@@ -81,12 +81,12 @@ def read_sizes(folder: str | Path) -> dict[str, int | float]:
 
 
 def qwen3_name(name: str) -> str:
-    """What Qwen3 calls the parameter that v4 calls `name`."""
+    """Qwen3's name for v4's parameter `name`."""
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
 def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write `weights`, by v4's names, to a safetensors file under Qwen3's."""
+    """Write `weights`, given with v4's names, to a safetensors file with Qwen3's names."""
     need_package("safetensors", "exporting")
     import safetensors.torch
 
@@ -96,7 +96,7 @@ def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Give `model` the weights in `folder`; UserError if they are not those of such a model."""
+    """Load the weights in `folder` into `model`; UserError if they do not fit it."""
     need_package("safetensors", "--init-from")
     import safetensors
 

@@ -1,7 +1,7 @@
-"""What a model and a step of its training take, told before any of it is allocated.
+"""What a model and a training step cost in FLOPs and memory, before any of it is allocated.
 
 The model is built and run forward and backward, and its optimizers take a step, all with tensors
-that have a shape and no data.
+that have shapes but no data.
 """
 
 import re
@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from shared.command_line import pick_dtype, print_text
 from shared.files import UserError
 
-PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; blocks are taken together
+PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; all blocks are one part
 
-# Dense bfloat16 TFLOP/s with sums in float32, as NVIDIA's data sheets and (GeForce) whitepapers of
-# GA102 and AD102 tell them; where those tell them for sparse matrices, half. By the exact name, for
-# a part of a GPU, or one for laptops, has another. GPUs before 2020 have no bfloat16.
+# Peak dense bfloat16 TFLOP/s with float32 accumulation, from NVIDIA's data sheets and (GeForce) the
+# GA102 and AD102 whitepapers; where those are for sparse matrices, half. Names must match exactly:
+# a partitioned or laptop GPU has another peak. GPUs before 2020 have no bfloat16.
 BFLOAT16_PEAK = {
     "NVIDIA H200": 989.5,
     "NVIDIA H100 80GB HBM3": 989.5,
@@ -43,25 +43,25 @@ BFLOAT16_PEAK = {
 
 @dataclass
 class ModelSize:
-    """Parts are named after the model's modules: "head", or "blocks.attention" of all blocks."""
+    """Parts are named after modules: "head", or "blocks.attention" for that of all blocks."""
 
     parameters: dict[str, int]  # of each part
-    flops: dict[str, int]  # of each part's matrix products, for a token, forward
+    flops: dict[str, int]  # of each part's matrix products, per token, forward
     forward_flops: int  # of all parts
     training_flops: int  # the same, forward and backward
-    weights: int  # bytes, as what follows
+    weights: int  # in bytes, like the fields below
     gradients: int
     optimizer_state: int
-    activations: int  # what forward and loss keep for the backward pass of a batch
+    activations: int  # what forward pass and loss save for a batch's backward pass
 
     @property
     def memory(self) -> int:
-        """Bytes of all that is kept in a step."""
+        """Total bytes held during a step."""
         return self.weights + self.gradients + self.optimizer_state + self.activations
 
 
 def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> ModelSize:  # noqa: ANN401
-    """The size of the model that `config` asks for, and of its training in float32 on a CPU."""
+    """The size of the model that `config` describes, and of its training in float32 on a CPU."""
     with torch.device("meta"):
         model = model_class(config).train()
         ids = torch.zeros(config.batch_size, config.context_length, dtype=torch.long)
@@ -71,13 +71,13 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
         optimizers = make_optimizers(model, config)
         for optimizer in optimizers:
             optimizer.step()
-    with FakeTensorMode():  # on meta, attention would not run as it does on a device
+    with FakeTensorMode():  # on meta, attention takes another path than on a device
         activations = kept_for_backward(model_class(config).train(), ids.shape)
     parameters, flops = Counter(), Counter()
     for name, parameter in model.named_parameters():
         parameters[part(name)] += parameter.numel()
     for name, counts in forward.get_flop_counts().items():
-        name = name.partition(".")[2]  # the model's own comes first
+        name = name.partition(".")[2]  # without the model's own name
         if PART.fullmatch(name):
             flops[part(name)] += sum(counts.values()) // ids.numel()
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
@@ -99,18 +99,18 @@ def part(name: str) -> str:
 
 
 def training_flops(model: nn.Module, ids: Tensor) -> int:
-    """FLOPs of the matrix products for each of the `ids` (B, T), forward and backward."""
+    """FLOPs per token of the matrix products for `ids` (B, T), forward and backward."""
     with FlopCounterMode(display=False) as training:
         loss_of(model, ids).backward()
     return training.get_total_flops() // ids.numel()
 
 
 def share_of_peak(model: nn.Module, config: Any, device: torch.device) -> float | None:  # noqa: ANN401
-    """What share of the FLOPs that `device` is made for a token a second takes; None if unknown, or
-    if products are not in bfloat16.
+    """The fraction of the peak FLOP/s of `device` that one token per second takes; None if the peak
+    is unknown, or if products are not in bfloat16.
 
-    Times tokens a second, it is the model FLOPs utilization of Chowdhery et al. 2022, appendix B,
-    in which attention counts over the whole context.
+    Times tokens per second, this is the model FLOPs utilization (MFU) of Chowdhery et al. 2022,
+    appendix B, in which attention counts over the whole context.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     dtype = pick_dtype(getattr(config, "dtype", "float32"), device)
@@ -127,9 +127,9 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
-    """The bytes of all that forward and loss keep for ids of `shape` (B, T), weights left out."""
+    """Bytes that forward pass and loss save for ids of `shape` (B, T), not counting weights."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = {}  # the memory of a tensor may be kept as several views
+    kept = {}  # several saved tensors may be views of the same memory
 
     def keep(tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
@@ -148,8 +148,8 @@ def print_model(
     model_class: Callable,
     make_optimizers: Callable,
 ) -> None:
-    """Print the tables of --print-model; the text is read only by a version that needs it to know
-    the size of its vocabulary."""
+    """Print the tables of --print-model. Only a version whose vocabulary size depends on the text
+    reads the text."""
     if not config.vocab_size:
         config = replace(config, vocab_size=load_data(config)[0].vocab_size)
     try:

@@ -1,4 +1,4 @@
-"""Pairs of neighbouring tokens: where they stand in words, and which of them merge."""
+"""Pairs of neighbouring tokens: where they occur in words, and which of them merge."""
 
 import gc
 from array import array
@@ -11,18 +11,18 @@ from operator import or_
 
 import numpy as np
 
-FEW = 64  # places over which a loop is faster than numpy
-PARTS = 8  # in which all pairs are counted, a power of two
+FEW = 64  # up to this many places a Python loop is faster than numpy
+PARTS = 8  # all pairs are counted in this many parts, a power of two
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
 
 
 class LinkedWords:
-    """Different words, each of which occurs so many times, as linked lists of tokens.
+    """Distinct words, each with its number of occurrences, as linked lists of tokens.
 
-    Every byte of every word has a place, and between words there is one without a token. A token
-    is at the place of its first byte and knows the places before and after it, so that a merge
-    touches nothing but its neighbours:
+    Every byte of every word has a place, and between words there is a place without a token. A
+    token is at the place of its first byte and links to the places before and after it, so that a
+    merge touches only its neighbours:
 
         place      0   1   2   3   4                0   1   2   3   4
         token     none t   h   e  none    t h      none th      e  none
@@ -33,8 +33,8 @@ class LinkedWords:
     def __init__(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
-        # Arrays of Python for loops; numpy's `all_` are views of the same memory. How many times
-        # its word occurs is kept at each place.
+        # Python arrays for loops; the numpy arrays `all_...` are views of the same memory. `times`
+        # holds, for each place, how often its word occurs.
         large = max(counts, default=0) > 0x7FFFFFFF
         self.token, self.before, self.after, self.times = (
             array(kind, [0]) * len(text) for kind in ("iiiq" if large else "iiii")
@@ -48,15 +48,15 @@ class LinkedWords:
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
         self.all_times[1:] = np.repeat(np.array(counts, self.times.typecode), lengths)
         self.total = int(self.all_times.sum())  # occurrences of all places
-        self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or were
-        self.least = 0  # pairs are frequent that occur more often
-        self.small = np.uint16  # holds all tokens; of 16 bits they are sorted fastest
+        self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or once were
+        self.least = 0  # pairs that occur more often than this are frequent
+        self.small = np.uint16  # a type for all tokens; 16 bits sort fastest
 
     def pairs(self, least: int) -> dict[Pair, int]:
-        """How often each pair occurs that does so more than `least` times; from now on, `merge`
-        tells of such alone."""
+        """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
+        only such pairs as new."""
         self.least, self.where, pairs = least, {}, {}
-        for part in range(PARTS):  # of all at once the copies would need most of the memory
+        for part in range(PARTS):  # copies for all at once would take most of the memory
             places = np.flatnonzero(self.all_token & (PARTS - 1) == part).astype(np.int32)
             left = self.all_token.take(places)
             right = self.all_token.take(self.all_after.take(places), mode="clip")
@@ -69,10 +69,10 @@ class LinkedWords:
         return pairs
 
     def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
-        """Put `token` wherever `left` is before `right`, in each word from its beginning on.
+        """Replace `left` followed by `right` with `token`, in each word from left to right.
 
-        That changes the pairs beside it. Returns how much rarer the old ones are now, and how often
-        the new ones occur that are frequent.
+        This changes the neighbouring pairs. Returns by how much each old pair's count has dropped,
+        and the counts of the new pairs that are frequent.
         """
         if token > 0xFFFF:
             self.small = np.uint32
@@ -83,7 +83,7 @@ class LinkedWords:
     def merge_few(
         self, places: Sequence[int], left: int, right: int, token: int
     ) -> tuple[PairCounts, PairCounts]:
-        """`merge` one place after the other."""
+        """`merge`, one place after the other."""
         tokens, before, after, merged = self.token, self.before, self.after, []
         for place in places if isinstance(places, list) else places.tolist():
             second = after[place]
@@ -92,7 +92,7 @@ class LinkedWords:
                 after[place] = third = after[second]
                 before[third] = place
                 merged.append(place)
-        befores, afters = defaultdict(list), defaultdict(list)  # of each token, where pairs begin
+        befores, afters = defaultdict(list), defaultdict(list)  # token -> where its pairs begin
         for place in merged:
             first = before[place]
             x, y = tokens[first], tokens[after[place]]
@@ -115,7 +115,7 @@ class LinkedWords:
     def merge_many(
         self, places: Sequence[int], left: int, right: int, token: int
     ) -> tuple[PairCounts, PairCounts]:
-        """`merge_few` at all places at once."""
+        """`merge`, at all places at once."""
         tokens, before, after = self.all_token, self.all_before, self.all_after
         place = np.asarray(places)
         second = after.take(place)
@@ -143,8 +143,8 @@ class LinkedWords:
     def groups(
         self, places: np.ndarray, *tokens: np.ndarray
     ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, np.ndarray]]]:
-        """Put together the `places` (N,) where the same `tokens` (N,) are: the tokens of each group
-        and how often they occur, (groups,); of frequent ones, the group's number and its places."""
+        """Group `places` (N,) that have the same `tokens` (N,): the tokens of each group and how
+        often they occur, (groups,); for each frequent group, its number and its places."""
         tokens = [column.astype(self.small, copy=False) for column in tokens]
         order = np.lexsort(tokens)  # radix sort
         places, tokens = places.take(order), [column.take(order) for column in tokens]
@@ -160,8 +160,8 @@ class LinkedWords:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """For work that makes many small objects and keeps them: to look for garbage among them, and
-    among all that was there before, would take a quarter of its time."""
+    """For work that makes many small objects and keeps them: searching them, and all earlier ones,
+    for garbage would take a quarter of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -172,8 +172,8 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def every_other(follows: np.ndarray) -> np.ndarray:
-    """Of N things in runs, the first, third, fifth of each run, as (N,) bool; `follows` (N - 1,)
-    says of each but the first whether it is in the run of the one before."""
+    """Of N things in runs, the first, third, fifth, ... of each run, as (N,) bool; `follows`
+    (N - 1,) says for each but the first whether it continues the run of the one before."""
     number = np.arange(len(follows) + 1)
     start = np.maximum.accumulate(np.where(np.append(False, follows), 0, number))  # of its run
     return (number - start) % 2 == 0
@@ -182,12 +182,12 @@ def every_other(follows: np.ndarray) -> np.ndarray:
 class PairRanks:
     """The ranks of pairs of tokens: how early each was learned.
 
-    An exact hash table. Of pairs that want one place the first has it; the others are few, and
-    looked up in order.
+    An exact hash table. If pairs collide, the first one gets the place; the others are few, and are
+    found by binary search in a sorted array.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.none = len(pairs)  # the rank of pairs that are not among them
+        self.none = len(pairs)  # the rank of all other pairs
         self.bits = len(pairs).bit_length() + 2
         left, right = np.array(pairs, np.int64).reshape(-1, 2).T
         keys, places = self.keys_and_places(left, right)
@@ -198,11 +198,11 @@ class PairRanks:
         self.shared = np.zeros(1 << self.bits, bool)
         self.shared[places[others]] = True
         others = others[keys[others].argsort(kind="stable")]
-        self.other_keys = np.append(keys[others], np.iinfo(np.int64).max)  # never looked for
+        self.other_keys = np.append(keys[others], np.iinfo(np.int64).max)  # never looked up
         self.other_ranks = np.append(others, self.none)
 
     def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A number for each pair, and where the table has it: the highest bits of a product."""
+        """A key for each pair, and its place in the table: the highest bits of a product."""
         keys = left << 32
         keys |= right
         mixed = keys.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
@@ -211,7 +211,7 @@ class PairRanks:
 
     def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """The rank of each pair of tokens (N,) int64, (N,) int64."""
-        # mode="clip" only because it is fast: no place is outside.
+        # mode="clip" only for speed: no place is out of range.
         keys, places = self.keys_and_places(left, right)
         ranks = self.ranks.take(places, mode="clip")
         missed = np.flatnonzero(self.keys.take(places, mode="clip") != keys)

@@ -1,8 +1,8 @@
-"""A run: a model in training, how far it has come, and the folder that keeps it. No model code.
+"""A run: a model in training, its progress, and the folder it is saved in. No model code.
 
-config.json     what it was started with           samples.txt     text it wrote
-metrics.jsonl   a JSON object a log line           loss.png        its curves so far
-summary.json    what came out                      tokenizer.json, checkpoint.pt
+config.json     the options it was started with    samples.txt     text it generated
+metrics.jsonl   one JSON object per log line       loss.png        its curves so far
+summary.json    the results                        tokenizer.json, checkpoint.pt
 """
 
 import ctypes
@@ -53,14 +53,14 @@ from shared.files import (
 from shared.model_table import share_of_peak
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
-QUICK_BYTES = 50_000  # of the validation text are scored during training, all at the end
+QUICK_BYTES = 50_000  # of validation text to score during training; at the end, all of it
 LOG_EVERY = 10  # steps between rows of training loss
-SLICE = 1 << 20  # tokens that are looked at together where all are counted
-DRAW_EVERY = 60  # seconds between drawings of loss.png during training
+SLICE = 1 << 20  # tokens to process at a time when all are counted
+DRAW_EVERY = 60  # seconds between updates of loss.png during training
 Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
 
-# Options that may change when a run goes on or is sampled from (then also the seed and, but for
-# learned positions, the context); all others made it what it is.
+# Options that may change when a run is resumed or sampled from (when sampling, also the seed and,
+# except with learned positions, the context length); all others define the run.
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
@@ -69,11 +69,11 @@ FREE_OPTIONS = {
 
 
 class Run:
-    """A model, how far its training has come, and the folder that keeps both.
+    """A model, the progress of its training, and the folder in which both are saved.
 
-    As a context manager it records the training: the progress bar, metrics.jsonl, and the wish to
-    stop. Ctrl-C, SIGTERM and a closed terminal only make a checkpoint due, since half a step is no
-    state to go on from; once it is written, the process ends.
+    As a context manager it records the training: the progress bar, metrics.jsonl, and requests to
+    stop. Ctrl-C, SIGTERM and a closed terminal only make a checkpoint due, since training cannot
+    resume from half a step; once it is written, the process ends.
     """
 
     def __init__(
@@ -88,41 +88,41 @@ class Run:
         self.version, self.config, self.tokenizer = version, config, tokenizer
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
         self.replica = model
-        self.out = Path(config.out).resolve()  # our own folder may be renamed, or be a link
+        self.out = Path(config.out).resolve()  # the current folder may be renamed, or be a link
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
         self.device = torch.device(pick_device(config.device))
         keep_freed_memory()
         model.to(self.device)
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # what is not in bfloat16 is in TF32
+            torch.set_float32_matmul_precision("high")  # TF32 for matmuls not in bfloat16
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # of the steps since the last row of training loss
         self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
-        self.clock: list[float] = []  # seconds, when it is timed whether compiling pays
+        self.clock: list[float] = []  # seconds, to measure whether compiling pays off
         self.rows: list[dict] = []
-        self.scores: dict[str, float] = {}  # the last ones
+        self.scores: dict[str, float] = {}  # the latest ones
         self.signal = 0  # the signal that asked us to stop
-        self.metrics_file = self.events = None  # of the process that writes
-        encode_prompt(tokenizer, config.prompt)  # refused now, not after the training
-        # What must be the same in a checkpoint; what may differ is in FREE_OPTIONS.
+        self.metrics_file = self.events = None  # only the first process has them
+        encode_prompt(tokenizer, config.prompt)  # UserError now, not after training
+        # What must be the same in a checkpoint, except what is in FREE_OPTIONS.
         self.identity = {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
         self.identity |= dataclasses.asdict(config) | {"corpus": corpus and corpus.sha256}
-        if corpus is None:  # to sample; models without learned positions read any length
+        if corpus is None:  # for sampling; models without learned positions read any length
             del self.identity["context_length"], self.identity["seed"]
 
     # -- checkpoints --
 
     def write_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
-        """Write the states of `parts` and how far the run has come; after a signal, end here.
+        """Write the states of `parts` and the progress of the run; after a signal, exit here.
 
-        The checkpoint before stays until this one is whole and on the disk, and for good if this
-        one is of weights that are no numbers.
+        The previous checkpoint stays until this one is complete and on disk, and for good if the
+        weights are no longer finite.
         """
         if distributed.is_first():
             self._write_checkpoint(parts)
         if stop := distributed.highest(self.signal):
             self.bar.close()
-            line = f"stopped at step {self.step:,}, saved; --resume --out {self.out} goes on"
+            line = f"stopped at step {self.step:,}, saved; --resume --out {self.out} continues"
             print(line, file=sys.stderr)
             sys.exit(128 + stop)
 
@@ -133,29 +133,29 @@ class Run:
         states = [part.state_dict() for part in parts]
         if not all(tensor.isfinite().all() for tensor in tensors_in(states)):
             raise UserError(
-                f"the weights are not finite after step {self.step}: lower the rates and start "
-                "again; the checkpoint before is kept"
+                f"the weights are not finite after step {self.step}: lower the learning rates and "
+                "start again; the last checkpoint is kept"
             )
         try:
             with atomic_write(self.checkpoint) as file:
                 torch.save({"run": self.identity, "progress": progress, "states": states}, file)
-        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             system = error if isinstance(error, OSError) else error.__context__
             reason = getattr(system, "strerror", None) or "is the disk full?"
             raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
 
     def read_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
-        """Put `parts` and the run back to where they were; parts beyond those given are left.
+        """Restore `parts` and the run's progress; further parts in the checkpoint are ignored.
 
-        UserError if there is no checkpoint, if it is of another run, or too damaged to be used.
+        UserError if there is no checkpoint, or if it is from another run or damaged.
         """
         path = self.checkpoint
         if not path.exists():
             raise UserError(f"{path} is not there: train first, or name the run with --out")
         try:
-            with warnings.catch_warnings():  # what torch thinks of a foreign file, we say below
+            with warnings.catch_warnings():  # we report unusable files ourselves
                 warnings.simplefilter("ignore")
-                with zipfile.ZipFile(path) as archive:  # torch reads over a wrong checksum
+                with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
                     if damaged := archive.testzip():
                         raise UserError(f"{path} is damaged (in {damaged})")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -171,7 +171,7 @@ class Run:
             progress, states = saved["progress"], saved["states"]
             check_progress(progress)
             if len(states) < len(parts) or not all(x.isfinite().all() for x in tensors_in(states)):
-                raise ValueError("weights are missing, or no numbers")
+                raise ValueError("weights are missing or not finite")
             for part, state in zip(parts, states):
                 part.load_state_dict(state)
             self.step, self.seconds = progress["step"], progress["seconds"]
@@ -187,14 +187,14 @@ class Run:
 
     def __enter__(self) -> "Run":
         if self.step > self.config.steps:
-            raise UserError(f"the run in {self.out} is past --steps {self.config.steps} already")
+            raise UserError(f"the run in {self.out} is already past --steps {self.config.steps}")
         if not distributed.joined():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         if distributed.is_first():
             self._open_folder()
         distributed.wait()
         self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python's own condition
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, *ended_by()):
                 self.handlers[number] = signal.signal(number, self._remember)
         self.replica = distributed.replica(self.model)
@@ -207,7 +207,7 @@ class Run:
         return self
 
     def _open_folder(self) -> None:
-        """Put into the folder what a run begins with."""
+        """Write the files with which a run begins."""
         begun = self.metrics.exists()
         self.metrics_file = lock_metrics(self.out)
         if not self.config.resume and self._holds_files(begun):
@@ -235,38 +235,38 @@ class Run:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
-        # The second one does not wait, but a closed terminal is told of by its shell, too.
+        # A second Ctrl-C or SIGTERM stops at once. SIGHUP may come twice: the shell sends it, too.
         if self.signal and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt(number)
         self.signal = number
         write_nowhere(number)
 
     def _show(self, show: Callable, *what: object) -> None:
-        """Call `show(*what)`, which prints: nobody there to read must not end a step half-way."""
+        """Call `show(*what)`, which prints: a lost reader must not interrupt a step half-way."""
         try:
             show(*what)
-        except BrokenPipeError:  # `| head` has seen enough
+        except BrokenPipeError:  # the reader, such as `| head`, is gone
             self._remember(signal.SIGPIPE, None)
-        except OSError as error:  # a terminal was closed, but we are meant to outlive it
+        except OSError as error:  # the terminal was closed, but we are meant to outlive it
             if error.errno != errno.EIO:
                 raise
             write_nowhere(signal.SIGHUP)
 
     def _check_folder(self) -> None:
-        """UserError if the folder is gone: a new one would have part of the run alone."""
+        """UserError if the folder is gone: a new one would hold only part of the run."""
         if not self.metrics.exists():
             raise UserError(f"{self.out} is gone: it was moved or removed during the run")
 
     def _holds_files(self, begun: bool) -> bool:
-        """Whether the folder has files of a run, or of the same names: but for those of a run that
-        was `begun` and ended before its first checkpoint, when metrics.jsonl had no row yet."""
+        """Whether the folder has files of a run, or with such names, not counting those of a run
+        that was `begun` but ended before its first checkpoint, when metrics.jsonl had no rows."""
         names = {"checkpoint.pt", "summary.json", "samples.txt", "loss.png"}
         if self.metrics.stat().st_size or not begun:
             names |= {"config.json", "tokenizer.json", "tensorboard"}
         return self.metrics.stat().st_size > 0 or any((self.out / name).exists() for name in names)
 
     def _keep_earlier_run(self) -> None:
-        """Rename the folder of an earlier run: hours of training must not go by a slip."""
+        """Rename the folder of an earlier run: no mistake may cost hours of training."""
         names = (self.out.with_name(f"{self.out.name}-{n}") for n in itertools.count(1))
         kept = next(path for path in names if not path.exists())
         self.out.rename(kept)
@@ -292,21 +292,21 @@ class Run:
         return config.batch_size * config.context_length * accumulation
 
     def is_done(self) -> bool:
-        """Whether all steps are taken."""
+        """Whether all steps have been taken."""
         return self.step == self.config.steps
 
     def checkpoint_is_due(self) -> bool:
-        """Whether to save now: at the end, when it is time, or when a process is asked to stop."""
+        """Whether to save now: at the end, every `checkpoint_every` steps, or if asked to stop."""
         on_time = self.is_done() or self.step % self.config.checkpoint_every == 0
         started = perf_counter()
         due = on_time or distributed.highest(self.signal) > 0
-        self.seconds += perf_counter() - started  # of waiting for the other processes
+        self.seconds += perf_counter() - started  # spent waiting for the other processes
         if due:
             self._read_losses()
         return due
 
     def evaluation_is_due(self) -> bool:
-        """Whether to look at the validation text now; the first process does, the others wait."""
+        """Whether to evaluate now; the first process does, while the others wait."""
         due = self.is_done() or self.step % self.config.evaluate_every == 0
         if due:
             self._read_losses()
@@ -315,19 +315,19 @@ class Run:
         return due and distributed.is_first()
 
     def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
-        """All of the validation `tokens` (N,) at the end; before, those of its first QUICK_BYTES,
-        so that curves of different tokenizers are of the same text."""
+        """All the validation `tokens` (N,) at the end; before that, those of its first QUICK_BYTES
+        bytes, so that curves of different tokenizers cover the same text."""
         if self.is_done():
             return tokens
-        start = tokens[: 2 * QUICK_BYTES]  # tokens of no bytes are among them
+        start = tokens[: 2 * QUICK_BYTES]  # includes special tokens, of no bytes
         ends = token_lengths(self.tokenizer)[start.astype(np.int64)].cumsum(0)
         return start[: int((ends < QUICK_BYTES).sum()) + 1]
 
     def log_step(self, loss: float | torch.Tensor, learning_rate: float, seconds: float) -> None:
-        """Count a step that had this training `loss`; UserError if it is no number any more.
+        """Count a step with this training `loss`; UserError if it is not finite.
 
-        On a GPU the losses are read only when they are logged: reading one waits until all before
-        it is computed, and meanwhile the GPU is given no more work.
+        On a GPU, losses are read only when they are logged: reading one waits until everything
+        before it is computed, and meanwhile the GPU is given no new work.
         """
         self.step += 1
         self.seconds += seconds
@@ -341,16 +341,15 @@ class Run:
             self._log_training_loss(learning_rate)
 
     def compile_is_due(self) -> bool:
-        """Whether to compile the model now: after some steps that tell how long one took before."""
+        """Whether to compile the model now: after enough steps to time them uncompiled."""
         return self.config.compile and self.step - self.began == 2 * LOG_EVERY
 
     def _time_compiled_steps(self) -> None:
-        """Four times, every LOG_EVERY steps, look at the clock: what is between the first two is
-        as it was, between the next two the model is compiled, and then it is. Then say whether
-        that pays."""
+        """Read the clock four times, every LOG_EVERY steps: the first interval is uncompiled, the
+        second includes compiling, the third is compiled. Then print whether that pays off."""
         if (self.step - self.began) % LOG_EVERY or len(self.clock) == 4:
             return
-        self._read_losses()  # a GPU is waited for
+        self._read_losses()  # waits for the GPU
         self.clock.append(self.seconds)
         if len(self.clock) == 4 and distributed.is_first():
             before, compiling, after = (b - a for a, b in itertools.pairwise(self.clock))
@@ -364,13 +363,13 @@ class Run:
             )
 
     def _read_losses(self) -> None:
-        """Read those that are unread: the means over all processes."""
+        """Read the pending losses, averaged over all processes."""
         if not self.unread:
             return
         started, first = perf_counter(), self.step - len(self.unread)
         losses, rates = zip(*self.unread)
         losses = distributed.mean(torch.stack([torch.as_tensor(x) for x in losses]).tolist())
-        self.seconds += perf_counter() - started  # it was waited for what the GPU has still to do
+        self.seconds += perf_counter() - started  # spent waiting for the GPU
         for step, (loss, rate) in enumerate(zip(losses, rates), first):
             if not math.isfinite(loss):
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -392,7 +391,7 @@ class Run:
     def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
         """Record and print how well the model predicts `tokens` (N,).
 
-        Loss and perplexity a token, and bits per byte: the one that compares across tokenizers.
+        Loss and perplexity are per token; bits per byte is comparable across tokenizers.
         """
         if not math.isfinite(nats):
             raise UserError(f"the weights are not finite at step {self.step}: lower the rates")
@@ -418,11 +417,11 @@ class Run:
             + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
             + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else ""),
         )
-        distributed.wait()  # so do the others, in evaluation_is_due
+        distributed.wait()  # the others wait in evaluation_is_due
 
     def _speed(self) -> dict[str, float]:
-        """Tokens a second since the last scores, and, where the GPU's peak is known, what share of
-        that of all GPUs they take (MFU)."""
+        """Tokens per second since the last scores and, if the GPU's peak is known, the fraction of
+        all GPUs' peak that this takes (MFU)."""
         steps, seconds = self.step - self.timed[0], self.seconds - self.timed[1]
         self.timed = self.step, self.seconds
         if not (steps and seconds):
@@ -444,7 +443,7 @@ class Run:
             self.metrics_file.write(json.dumps(row) + "\n")
             self.metrics_file.flush()
         except OSError as error:
-            error.filename = str(self.metrics)  # a full disk does not say of which file
+            error.filename = str(self.metrics)  # errors from a full disk do not name the file
             raise
         if self.events:
             write_events(self.events, row)
@@ -458,21 +457,21 @@ class Run:
     # -- writing text --
 
     def write(self, generate: Generate) -> Iterator[str]:
-        """The prompt and what the version's `generate` adds to it, piece by piece as it is made."""
+        """The prompt and its continuation by the version's `generate`, piece by piece."""
         end = self.tokenizer.special_tokens[END_OF_TEXT]
         prompt = encode_prompt(self.tokenizer, self.config.prompt)
         new = generate(self.model, [end, *prompt], self.config, end)
         return decode_pieces(self.tokenizer, itertools.chain(prompt, new))
 
     def answer(self, generate: Generate) -> None:
-        """Print what the model makes of --prompt; without one, on a terminal, of each line typed.
+        """Print a continuation of --prompt or, without one on a terminal, of each line typed.
 
-        Each answer has a seed of its own, so that the same line typed again gives another text.
+        Each answer has its own seed, so that the same line typed again gives another text.
         """
         if self.config.prompt or sys.stdin is None or not sys.stdin.isatty():
             self._print_pieces(generate)
             return
-        print_text("Type how a text begins, and Enter; Enter alone begins one; Ctrl-D ends.")
+        print_text("Type the start of a text, then Enter (Enter alone: a new text); Ctrl-D quits.")
         for seed in itertools.count(self.config.seed):
             try:
                 prompt = input("> ")
@@ -493,9 +492,9 @@ class Run:
     # -- the end --
 
     def finish(self, generate: Generate, corpus_tokens: int) -> dict:
-        """Write summary.json, samples.txt and loss.png, print what they say, return the summary.
+        """Write summary.json, samples.txt and loss.png, print the results, and return the summary.
 
-        `corpus_tokens`, the length of the training text, tells the bytes that went by in training.
+        `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen.
         Processes other than the first wait for it and return {}.
         """
         if not distributed.is_first():
@@ -506,15 +505,15 @@ class Run:
         summary = self._summary(corpus_tokens)
         write_text(self.out / "samples.txt", sample + "\n")
         self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
-        write_json(self.out / "summary.json", summary)  # the last one: it says that all is there
+        write_json(self.out / "summary.json", summary)  # last: it marks the run as finished
         self.metrics_file.close()
         if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
-            print(f"{left_out:,} bytes of validation text, unknown characters, are not scored")
+            print(f"{left_out:,} bytes of validation text are unknown characters and not scored")
         print("---- a sample ----")
         print_text(sample)
         print_text(
             f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
-            f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats a token, perplexity "
+            f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats per token, perplexity "
             f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
         )
         distributed.wait()
@@ -551,7 +550,7 @@ class Run:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl, up to a line that is damaged or still being written."""
+    """The rows of metrics.jsonl, up to the first line that is damaged or still being written."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -562,8 +561,8 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tensorboard is optional
-    """A writer of TensorBoard's event files into `folder`, which then holds `rows` and no others:
-    what came after the checkpoint of a resumed run comes again."""
+    """A writer of TensorBoard event files in `folder`, which then holds exactly `rows`: later rows
+    of a resumed run will be written again."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -574,7 +573,7 @@ def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tenso
 
 
 def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
-    """A scalar for each value in a row of metrics.jsonl, at its step."""
+    """Write a scalar for each value in a row of metrics.jsonl, at its step."""
     for name, value in row.items():
         if name != "step":
             events.add_scalar(name, value, row["step"])
@@ -587,11 +586,11 @@ def check_progress(progress: dict) -> None:
     whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
     whole &= all(type(row.get("step")) is int for row in progress["rows"])
     if not whole:
-        raise ValueError("no progress of a run")
+        raise ValueError("not the progress of a run")
 
 
 def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """The tensors in a nest of dicts and lists."""
+    """The tensors in nested dicts and lists."""
     if isinstance(state, torch.Tensor):
         yield state
     elif isinstance(state, dict | list):
@@ -600,11 +599,11 @@ def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
 
 
 def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
-    """Draw loss and bits per byte against steps.
+    """Plot loss and bits per byte against steps.
 
-    Scores of the first part of the validation text make a line, scores of all of it a star.
+    Scores on the first part of the validation text are a line; scores on all of it are a star.
     """
-    from matplotlib.figure import Figure  # pyplot would need a screen, or take a notebook's
+    from matplotlib.figure import Figure  # pyplot may need a display, or draw into a notebook
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -620,7 +619,7 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
         of_kind = [r for r in rows if name in r and r.get("scored_tokens") == scored and r["step"]]
         if of_kind and not (style == "C1*" and some == whole):
             axes.plot([r["step"] for r in of_kind], [r[name] for r in of_kind], style, label=label)
-    left.set(xlabel="step", ylabel="loss (nats a token)")
+    left.set(xlabel="step", ylabel="loss (nats per token)")
     right.set(xlabel="step", ylabel="bits per byte")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -634,10 +633,10 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep large blocks of memory for the next step instead of giving them back to the system.
+    """Keep large blocks of memory for the next step instead of returning them to the system.
 
-    To get them anew, page by page and zeroed, takes a tenth of a step. For the C library of Linux
-    alone (man mallopt); others decide for themselves.
+    Getting them again, page by page and zeroed, takes a tenth of a step. Only for Linux's C library
+    (man mallopt); other allocators decide for themselves.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):
@@ -647,9 +646,9 @@ def keep_freed_memory() -> None:
 
 
 def cpu_name() -> str:
-    """What the maker calls this machine's processor, or at least its kind."""
+    """The model name of this machine's processor, or at least its architecture."""
     try:
-        known = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # Linux alone has it
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # only on Linux
     except OSError:
         known = ""
     name = re.search(r"^model name\s*:\s*(.+)", known, re.MULTILINE)
@@ -657,7 +656,7 @@ def cpu_name() -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a result depends on besides the config: versions, machine, and this code's commit."""
+    """What a result depends on besides the config: versions, the machine, and the commit."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)

@@ -1,13 +1,13 @@
-"""Text as all versions understand it: what ends a document, and what is not well-formed."""
+"""Text as all versions understand it: how documents end, and what is well-formed."""
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def well_formed(text: str) -> str:
-    """`text` with each lone surrogate, which UTF-8 cannot hold, replaced by U+FFFD.
+    """`text` with each lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD.
 
-    A high surrogate before a low one becomes the character the two stand for; tiktoken does the
-    same with both.
+    A high surrogate followed by a low one becomes the character that the pair stands for. tiktoken
+    does the same in both cases.
     """
     try:
         text.encode("utf-8")
@@ -17,7 +17,7 @@ def well_formed(text: str) -> str:
 
 
 def utf8(text: str | bytes) -> bytes:
-    """The UTF-8 of `text`, which may be that already; a lone surrogate counts as U+FFFD."""
+    """`text` as UTF-8 (bytes are returned as is); a lone surrogate is encoded as U+FFFD."""
     if isinstance(text, bytes):
         return text
     try:

@@ -1,8 +1,8 @@
-"""Byte-pair encodings in the files of others: GPT-2's two and Hugging Face's one.
+"""Byte-pair encodings in other formats: GPT-2's two files and Hugging Face's single one.
 
-Both spell a token with visible characters, one a byte: bytes that are visible in Latin-1 stand for
-themselves, the others for the characters from U+0100 on, in order (GPT-2's `bytes_to_unicode`).
-A tokenizer in these files is its tokens by id, its merges by rank and its special tokens.
+Both spell a token with visible characters, one per byte: bytes that are visible in Latin-1 are
+written as themselves, the others as the characters from U+0100 on (GPT-2's `bytes_to_unicode`).
+In these files, a tokenizer is its tokens by id, its merges by rank and its special tokens.
 """
 
 import json
@@ -18,29 +18,29 @@ VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
 CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
 NOT_GPT2S = ("add_prefix_space", "continuing_subword_prefix", "end_of_word_suffix")
-NOT_GPT2S += ("ignore_merges", "dropout")  # settings that others' tokenizer.json may have
-NOT_LITERAL = ("lstrip", "rstrip", "single_word")  # and of their added tokens
+NOT_GPT2S += ("ignore_merges", "dropout")  # settings that a foreign tokenizer.json may have
+NOT_LITERAL = ("lstrip", "rstrip", "single_word")  # and its added tokens
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
 
 def spell(token: bytes) -> str:
-    """A token as these files write it: b" the" is "Ġthe"."""
+    """A token as spelled in these files: b" the" is "Ġthe"."""
     return "".join(CHARACTERS[byte] for byte in token)
 
 
 def unspell(text: str) -> bytes:
-    """The bytes of a token so written."""
+    """The bytes of a token spelled that way."""
     return bytes(BYTES[character] for character in text)
 
 
 def spelled_vocab(vocab: Sequence[bytes], special_tokens: dict[str, int]) -> dict[str, int]:
-    """Each token as it is written, and its id; special tokens are written as they are."""
+    """The spelling of each token, mapped to its id; special tokens are spelled literally."""
     special = {i: text for text, i in special_tokens.items()}
     return {special.get(i) or spell(token): i for i, token in enumerate(vocab)}
 
 
 def spelled_merges(vocab: Sequence[bytes], merges: Iterable[tuple[int, int]]) -> list[list[str]]:
-    """Each merge as the two tokens it joins, as they are written."""
+    """Each merge as the spellings of the two tokens it joins."""
     return [[spell(vocab[left]), spell(vocab[right])] for left, right in merges]
 
 
@@ -52,8 +52,8 @@ def parts(
 ) -> tuple[list[tuple[int, int]], list[str], bytes]:
     """Merges by id, special tokens in the order of their ids, and the bytes with ids 0 to 255.
 
-    UserError unless ids are the bytes, then the merges in order, then the special tokens, as in
-    GPT-2's own files: that is what a tokenizer here is made of.
+    UserError unless the ids are the bytes, then the merges in order, then the special tokens, as in
+    GPT-2's own files: tokenizers here have no other form.
     """
     special = sorted(special_tokens, key=lambda text: vocab[text])
     written = {i: text for text, i in vocab.items()}
@@ -82,7 +82,7 @@ def save_gpt2(tokenizer: object, folder: str | Path) -> None:
 
 
 def load_gpt2(tokenizer_class: type[T], folder: str | Path) -> T:
-    """The tokenizer in `vocab.json` and `merges.txt`; tokens that no merge makes are special."""
+    """The tokenizer in `vocab.json` and `merges.txt`; tokens that no merge produces are special."""
     path = Path(folder) / "vocab.json"
     vocab = read_json(path)
     try:
@@ -96,7 +96,7 @@ def load_gpt2(tokenizer_class: type[T], folder: str | Path) -> T:
 def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> None:
     """Write a `tokenizer.json` that the `tokenizers` library loads.
 
-    It then puts the special token `begin`, if there is one, before every text.
+    That library then puts the special token `begin`, if given, before every text.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -129,7 +129,7 @@ def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> N
 
 
 def begin_with(text: str, token: int) -> dict:
-    """The step of a `tokenizer.json` that puts a special token before a text, or before two."""
+    """A post-processor for `tokenizer.json` that puts a special token before a text or a pair."""
     special, first, second = (
         {"SpecialToken": {"id": text, "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
@@ -161,7 +161,7 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
         made = {left + right for left, right in merges} | set(BYTES)
         for token in added:
             if token["content"] in made or any(map(token.get, NOT_LITERAL)):
-                raise UserError(f"{path} looks for {token['content']!r} in another way than ours")
+                raise UserError(f"{path} matches {token['content']!r} in another way than ours")
         vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is not a tokenizer.json") from None
@@ -176,4 +176,4 @@ def build(tokenizer_class: type[T], vocab: dict, merges: list, path: Path) -> T:
         merges, special, first = parts(vocab, merges, special, path)
         return tokenizer_class(merges, special or [END_OF_TEXT], first)
     except (KeyError, ValueError, TypeError):
-        raise UserError(f"{path} is damaged: merges and tokens do not fit together") from None
+        raise UserError(f"{path} is damaged: merges and tokens do not match") from None

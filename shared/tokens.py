@@ -1,18 +1,18 @@
-"""Ids of tokens: encoding a corpus, cutting ids into windows, and keeping them in files.
+"""Token ids: encoding a corpus, cutting ids into windows, and storing them in files.
 
-A token file is a 64-byte header and then the ids, little-endian, nothing between them:
+A token file is a 64-byte header followed by the ids, little-endian, with nothing between them:
 
     bytes  0-7   the magic b"LMTOKENS"
     bytes  8-11  version of the format, 2
-    bytes 12-15  bytes an id: 2 (uint16) or 4 (uint32)
+    bytes 12-15  bytes per id: 2 (uint16) or 4 (uint32)
     bytes 16-23  number of ids
     bytes 24-55  SHA-256 of the tokenizer that made them
     bytes 56-59  CRC-32 of the ids
     bytes 60-63  zero
 
-The hash is there because ids mean nothing under another tokenizer, and nothing else would tell. Nor
-would anything tell a damaged id from a right one, so the ids are read through once when a file is
-opened: about a second a gigabyte.
+The hash is there because ids mean nothing with another tokenizer, and nothing else would reveal it.
+Nor would anything reveal a damaged id, so all ids are read once when a file is opened: this takes
+about a second per gigabyte.
 """
 
 import codecs
@@ -49,9 +49,9 @@ class Tokenizer(Protocol):
 
 
 def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the training and of the validation text, (N,) each, held in memory.
+    """The ids of the training and the validation text, (N,) each, held in memory.
 
-    Both begin with `<|endoftext|>`, and one follows each document.
+    Both begin with `<|endoftext|>`, and another one follows each document.
     """
     end = tokenizer.special_tokens[END_OF_TEXT]
     dtype = smallest_dtype(tokenizer.vocab_size)
@@ -66,9 +66,9 @@ def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
 
 
 def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids`, as much of it at each id as is sure: a character comes with its last byte.
+    """The text of `ids` in pieces, one per id; each character comes with the id of its last byte.
 
-    Joined, the pieces are what the tokenizer's `decode` makes of all the ids.
+    Joined, the pieces are what the tokenizer's `decode` returns for all the ids.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
@@ -77,7 +77,7 @@ def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def token_lengths(tokenizer: Tokenizer) -> Tensor:
-    """The bytes that each token stands for, (V,); 0 for special tokens, which stand for no text."""
+    """The number of bytes in each token, (V,); 0 for special tokens, which stand for no text."""
     special = set(tokenizer.special_tokens.values())
     ids = range(tokenizer.vocab_size)
     return torch.tensor([0 if i in special else len(tokenizer.token_bytes(i)) for i in ids])
@@ -86,9 +86,9 @@ def token_lengths(tokenizer: Tokenizer) -> Tensor:
 def random_windows(
     tokens: np.ndarray, count: int, length: int, generator: np.random.Generator
 ) -> Tensor:
-    """`count` windows of `length` ids in a row, from anywhere in `tokens` (N,): (count, length).
+    """`count` windows of `length` consecutive ids, from anywhere in `tokens` (N,): (count, length).
 
-    Only the windows are read, also from a memory map. UserError if `tokens` holds no window.
+    From a memory map, only the windows are read. UserError if `tokens` is shorter than a window.
     """
     if len(tokens) < length:
         raise UserError(
@@ -102,8 +102,8 @@ def random_windows(
 
 
 def let_go(tokens: np.ndarray) -> None:
-    """Give back the memory that a file's pages took: a system maps 64 KB around a byte that is
-    read, so that some thousand windows would take as much as all of a file."""
+    """Release the memory of a file's pages: the system maps 64 KB around each byte that is read, so
+    a few thousand windows could take as much memory as the whole file."""
     if isinstance(tokens, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         tokens._mmap.madvise(mmap.MADV_DONTNEED)
 
@@ -113,8 +113,8 @@ def windows_in_order(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All of `tokens` (N,) in windows: inputs (B, T) and the id that follows each, (B*T,).
 
-    Every id but the first is a target once. B is `count` and T is `length`, but at the end, where
-    what is left comes in fewer and then in one shorter window.
+    Every id but the first is a target exactly once. B is `count` and T is `length`, except at the
+    end, where the rest comes in fewer windows and then one shorter window.
     """
     starts = range(0, len(tokens) - 1, count * length)
     for start in tqdm(starts, desc="evaluating", delay=1, leave=False):
@@ -135,7 +135,7 @@ DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
-    """uint16 while every id fits into it, uint32 beyond."""
+    """uint16 if every id fits into it, else uint32."""
     return DTYPES[2] if vocab_size <= 2**16 else DTYPES[4]
 
 
@@ -145,11 +145,11 @@ def write_token_file(
     vocab_size: int,
     tokenizer_sha256: str,
 ) -> int:
-    """Write the ids of all `pieces` in order, holding one piece at a time; return their number."""
+    """Write the ids of all `pieces` in order, holding one piece at a time; return how many."""
     dtype = smallest_dtype(vocab_size)
     count = crc = 0
     with atomic_write(path) as file:
-        file.write(bytes(HEADER.size))  # the count is known at the end
+        file.write(bytes(HEADER.size))  # filled in at the end, when the count is known
         for ids in pieces:
             data = np.asarray(ids, dtype=dtype).tobytes()
             file.write(data)
@@ -162,12 +162,12 @@ def write_token_file(
 
 
 def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
-    """The ids in `path`, (count,) uint16 or uint32, memory-mapped: only what is looked at is read.
+    """The ids in `path`, (count,) uint16 or uint32, memory-mapped: only what is used takes memory.
 
-    UserError if the file is not a token file, is damaged, or was made by another tokenizer.
+    UserError if the file is not a token file, is damaged, or was made with another tokenizer.
     """
     path = Path(path)
-    again = f"delete {path} and run again: it will be made anew"
+    again = f"delete {path} and run again: it will be rebuilt"
     try:
         with open(path, "rb") as file:
             header = file.read(HEADER.size)
@@ -182,7 +182,7 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
     if version != VERSION or itemsize not in DTYPES:
         raise UserError(f"{path} is a token file of an unknown kind (version {version}); {again}")
     if size != HEADER.size + count * itemsize:
-        raise UserError(f"{path} should hold {count:,} tokens but is cut short or damaged; {again}")
+        raise UserError(f"{path} should hold {count:,} tokens but is truncated or damaged; {again}")
     if crc != expected_crc:
         raise UserError(f"{path} is damaged; {again}")
     if sha256.hex() != tokenizer_sha256:
@@ -196,7 +196,7 @@ def cached_token_file(
     corpus: Corpus, split: Path, tokenizer: Tokenizer, workers: int = 0
 ) -> np.ndarray:
     """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time, by
-    `workers` processes (0: one a core)."""
+    `workers` processes (0: one per core)."""
     sha256 = json_sha256(tokenizer.to_json())
     path = (
         cache_folder()
@@ -209,11 +209,11 @@ def cached_token_file(
 
 
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
-    """What `train()` returns, kept in the cache under `key` and the source of the class.
+    """What `train()` returns, cached under `key` and the source code of the class.
 
-    A tokenizer is a function of its text and of its code, so neither a new text nor an edit of the
-    class can meet an old one. Its checksum is kept beside it: a damaged tokenizer is mostly still
-    a tokenizer, only another one.
+    A tokenizer depends on its text and on its code, so neither a new text nor an edit of the class
+    ever gets an old one. A checksum is stored next to it, since a damaged tokenizer is mostly still
+    a valid one, only different.
     """
     name = json_sha256([inspect.getsource(tokenizer_class), *key])[:16]
     path = cache_folder() / "tokenizers" / f"{name}.json"

@@ -1,29 +1,28 @@
-"""Text cut into words and every word numbered, without a loop over words.
+"""Splitting text into words and numbering them, without a Python loop over words.
 
-GPT-2's pattern cuts a text into words, within which byte-pair encoding merges:
+GPT-2's pattern splits a text into words; byte-pair encoding merges only within them:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
 
-A text of millions of words has some ten thousand different ones, so what is to be done for a word
-is done once for its number: `numbers(block)` says which word stands where, `words` how each is
-spelled. The cut is the regular expression's, found from the kinds of neighbouring characters:
+A text of millions of words has only some ten thousand distinct ones, so all work on a word is done
+once, for its number: `numbers(block)` says which word is where, `words` how each is spelled. The
+split is the regular expression's, but is derived from the kinds of neighbouring characters:
 
     text      I t ' s ␣ t w o ␣ ␣ 4 2
     kind      L L O L S L L L S S N N    letter, number, space, white, other, or end of the text
     change    ^ . ^ ^ ^ ^ . . ^ . ^ .    1. a word begins where the kind changes,
-    blank     . . . . ^ . . . . ^ . .    2. and at the last blank before something visible,
-    joined    . . . . . x . . . . x .    3. which, if it is a space, what follows joins;
+    blank     . . . . ^ . . . . ^ . .    2. and at the last blank before something visible;
+    joined    . . . . . x . . . . x .    3. if that is a space, what follows is joined to it;
     's        . . . x . . . . . . . .    4. an apostrophe keeps its s, t, m, d, ll, ve or re.
     words     It  's  ␣two    ␣ ␣42
 
-Rules 1 to 3 ask for three kinds: of the character before, of itself, of the one after. So a few
-comparisons of arrays of bytes, each with itself moved by one, say for all of a text where words
-begin.
+Rules 1 to 3 depend only on the kinds of a character, the one before and the one after. So a few
+comparisons of a byte array with itself, shifted by one, find where all the words of a text begin.
 
-Numbers are looked up in tables of machine words: a spelling of up to 7 bytes and its length are one
-of them, of up to 15 two, and comparing those is comparing the spelling, so that a number is never
-wrong; what the tables do not know (long words, new ones, two that want the same place) is looked up
-in a dictionary.
+Numbers are looked up in hash tables of machine words: a spelling of up to 7 bytes and its length
+fit into one, up to 15 bytes into two. Comparing those compares the whole spelling, so a number is
+never wrong. Words that the tables do not have (long ones, new ones, collisions) are looked up in a
+dictionary.
 """
 
 from collections import deque
@@ -37,23 +36,23 @@ from shared.files import UserError
 from shared.text import END_OF_TEXT, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
-BLOCK = 1 << 18  # bytes worked on at a time: what numpy makes of them stays in the cache
-FIRST_BLOCK = 1 << 13  # of a text: all its words are new, and then hardly any
-SLOTS, MOST_SLOTS = 1 << 17, 1 << 19  # places of a table at first, and when it has grown
+BLOCK = 1 << 18  # bytes processed at a time: numpy's arrays for them fit into the CPU's cache
+FIRST_BLOCK = 1 << 13  # bytes in the first block: all its words are new, later hardly any
+SLOTS, MOST_SLOTS = 1 << 17, 1 << 19  # places in a table at first, and at most
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # that are merged, or whose ids are laid, at a time
-PIECE = 1 << 22  # bytes of a text that is worked on in pieces
-LONGEST_WORD = 1 << 20  # bytes; what goes on for longer is no text
+PIECE = 1 << 22  # bytes per piece of a long text
+LONGEST_WORD = 1 << 20  # bytes; anything longer is not text
 KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")
 OF_GROUP = {1: LETTER, 2: NUMBER, 3: WHITE}
-# Where a word ends whatever may stand before or after.
+# Where a word ends, whatever comes before or after.
 SAFE = regex.compile(
     r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})|(?<=[^\s\p{L}\p{N}])(?=[\s\p{N}])"
 )
 
 
 def kind_of(character: str) -> int:
-    """The kind of a character, as `regex` has it."""
+    """The kind of a character, according to `regex`."""
     found = KIND.match(character)
     return SPACE if character == " " else OF_GROUP[found.lastindex] if found else OTHER
 
@@ -68,8 +67,8 @@ kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so
 def word_bounds(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
     """Where the N words of UTF-8 `data` begin, and where the last one ends, (N + 1,).
 
-    What stands at `fixed`, (M, 2) starts and ends, is a word each, whatever is in it; the text
-    before it ends there.
+    Each span in `fixed`, (M, 2) starts and ends, is one word, whatever it contains; the text before
+    a span is split as if it ended there.
     """
     kinds = np.full(len(data) + 3, END, np.uint8)
     of_data = kinds[1:-2]
@@ -81,7 +80,7 @@ def word_bounds(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
     before, kind, after = kinds[:-2], kinds[1:-1], kinds[2:]
     begins = (kind != before) & (before != SPACE) & (kind < END)
     begins |= (kind > END) & ((before <= END) | (after < END))
-    if len(wide):  # of a blank of several bytes, the last one was found to be before visible text
+    if len(wide):  # of a multi-byte blank, the last byte was found to be before visible text
         first, last = wide
         begins[first] |= begins[last]
         begins[last] = False
@@ -92,8 +91,8 @@ def word_bounds(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
 
 
 def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give all bytes of each character of several bytes its kind; return the first and the last
-    byte of each that is blank."""
+    """Set the kind of all bytes of each multi-byte character; return the first and the last byte of
+    each that is blank."""
     byte = np.frombuffer(data + bytes(3), np.uint8)
     first = np.flatnonzero(byte >= 0xC0)
     lead, *rest = (byte[first + i].astype(np.int32) for i in range(4))
@@ -120,9 +119,9 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> None:
-    """Mend `begins` where a word begins with an apostrophe and one of s, t, m, d, ll, ve, re.
+    """Correct `begins` where a word starts with an apostrophe and one of s, t, m, d, ll, ve, re.
 
-    `begins` has one more than `data` at its end, `kinds` two.
+    `begins` has one element more than `data`, at its end, and `kinds` has two.
     """
     byte = np.frombuffer(data + bytes(2), np.uint8)
     at = np.flatnonzero(byte == ord("'"))
@@ -136,8 +135,8 @@ def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> Non
 
 
 def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
-    """Where special tokens start and end in `data`, and which they are, (M, 3); where two overlap,
-    the first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
+    """The start, end and number of each special token in `data`, (M, 3); where two overlap, the one
+    that starts first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
     found = []
     for number, token in enumerate(special_tokens):
         starts, start = [], data.find(token)
@@ -162,10 +161,10 @@ def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
 
 
 def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> int:
-    """The last place in UTF-8 `data` after `start` and before `end` where a word ends whatever may
-    follow; `start` if there is none.
+    """The last place in UTF-8 `data` after `start` and before `end` where a word ends, whatever
+    follows; `start` if there is none.
 
-    Such a place may lie within what is `fixed`, (M, 2); then that has to begin the next piece.
+    If that place is inside a `fixed` span, (M, 2), the start of the span is returned instead.
     """
     end, reach = character_start(data, end), 1 << 7
     while end > start:
@@ -182,7 +181,7 @@ def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> 
 
 
 def character_start(data: bytes, at: int) -> int:
-    """Where the character begins that the byte `at` belongs to."""
+    """Where the character that contains byte `at` begins."""
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
         at -= 1
     return at
@@ -191,8 +190,8 @@ def character_start(data: bytes, at: int) -> int:
 def whole_words(
     texts: Iterable[str], special_tokens: Iterable[str] = (END_OF_TEXT,)
 ) -> Iterator[bytes]:
-    """The `texts` joined and cut anew, into UTF-8 of about PIECE bytes that ends where words end,
-    and not within a special token. UserError if no word ends for LONGEST_WORD bytes more."""
+    """The `texts`, joined and split again, into UTF-8 pieces of about PIECE bytes that end where a
+    word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
     rest, enough, done, held = bytearray(), PIECE, 0, ""
@@ -204,10 +203,10 @@ def whole_words(
             continue
         data = bytes(rest)
         specials = find_special(data, special_tokens)[:, :2]
-        cut = safe_cut(data, 0, len(data) - longest, specials)  # one may yet be coming
+        cut = safe_cut(data, 0, len(data) - longest, specials)  # one may start near the end
         if not cut and len(data) > LONGEST_WORD + PIECE:
             raise UserError(
-                f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: no text"
+                f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: this is not text"
             )
         yield data[:cut]
         del rest[:cut]
@@ -216,7 +215,7 @@ def whole_words(
 
 
 class WordNumbers:
-    """Numbers for words, 0, 1, 2, ... in the order in which they are met; `words` spells them."""
+    """Numbers for words, 0, 1, 2, ... in the order they first occur; `words` has the spellings."""
 
     def __init__(self) -> None:
         self.words: list[bytes] = []
@@ -227,12 +226,12 @@ class WordNumbers:
     def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
 
-        What stands at `fixed`, (M, 2) starts and ends, is a word of its own, of number -1.
+        Each span in `fixed`, (M, 2) starts and ends, is a word of its own, with number -1.
         """
         found, start = [np.zeros(0, np.int32)], 0
         while start < len(data):
             size, end = self.block, start
-            while end == start:  # a word that is longer than a block is a block
+            while end == start:  # a word longer than a block gets a larger block
                 end = len(data)
                 if start + size < end:
                     end = safe_cut(data, start, start + size, fixed)
@@ -243,7 +242,7 @@ class WordNumbers:
         return np.concatenate(found)
 
     def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
-        """`numbers` of a short text."""
+        """`numbers` for one block."""
         bounds = word_bounds(block, fixed)
         starts, lengths = bounds[:-1], np.diff(bounds)
         padded = np.frombuffer(block + bytes(16), np.uint8)
@@ -252,7 +251,7 @@ class WordNumbers:
         sizes = np.minimum(lengths, 8).view(np.uint64)
         first = eights.take(starts)
         first <<= 64 - 8 * sizes
-        key = first | sizes  # of up to 7 bytes, the lowest is free for their number
+        key = first | sizes  # up to 7 bytes leave the lowest one free for their length
         numbers, hit = self.short.look_up(key)
         hit &= lengths < 8
         if len(fixed):
@@ -279,7 +278,7 @@ class WordNumbers:
         first: np.ndarray,
         second: np.ndarray,
     ) -> np.ndarray:
-        """The numbers of words that the tables do not know, (N,), from the dictionary."""
+        """The numbers, (N,), of words that the tables do not have, from the dictionary."""
         spokesman, short = np.arange(len(starts)), np.flatnonzero(lengths < 16)
         self.middle.put(short, first[short], second[short])
         asks_for, hit = self.middle.look_up(first[short], second[short])
@@ -298,14 +297,14 @@ class WordNumbers:
 
 
 class Table:
-    """Numbers of keys, uint64 in one or two columns; of keys that want one place, one stays."""
+    """Numbers of keys (uint64, in one or two columns); of keys that collide, only one is kept."""
 
     def __init__(self, columns: int) -> None:
         self.keys = np.zeros((columns, SLOTS), np.uint64)  # no word has key 0: its size is in it
         self.numbers = np.zeros(SLOTS, np.int32)
 
     def grow(self) -> None:
-        """Make twice as many places."""
+        """Double the number of places."""
         kept = np.flatnonzero(self.keys[-1])
         numbers, keys = self.numbers[kept], self.keys[:, kept]
         self.keys = np.zeros((len(keys), 2 * len(self.numbers)), np.uint64)
@@ -313,15 +312,15 @@ class Table:
         self.put(numbers, *keys)
 
     def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
-        """Where keys are kept: the highest bits of a product, which every bit of a key moves."""
+        """Where keys are kept: the highest bits of a product, which depend on all bits of a key."""
         mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
         mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
         mixed >>= 65 - len(self.numbers).bit_length()
         return mixed.view(np.int64)
 
     def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The number at the place of each key, (N,), and whether it is this key's, (N,) bool."""
-        # mode="clip" only because it is fast: no place is outside.
+        """The number at each key's place, (N,), and whether it is this key's, (N,) bool."""
+        # mode="clip" only for speed: no place is out of range.
         places = self.places(keys)
         hit = self.keys[0].take(places, mode="clip") == keys[0]
         for column, key in zip(self.keys[1:], keys[1:]):
@@ -329,7 +328,7 @@ class Table:
         return self.numbers.take(places, mode="clip"), hit
 
     def put(self, numbers: np.ndarray, *keys: np.ndarray) -> None:
-        """Keep the `numbers` of keys, (N,)."""
+        """Store the `numbers` of keys, (N,)."""
         places = self.places(keys)
         for column, key in zip(self.keys, keys):
             column[places] = key
@@ -337,14 +336,14 @@ class Table:
 
 
 class WordCounts:
-    """How often each word occurs in texts; special tokens are no words."""
+    """How often each word occurs in texts; special tokens do not count as words."""
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:
         self.special_tokens = [token.encode("utf-8") for token in special_tokens]
         self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str | bytes]) -> None:
-        """Count the words of `texts`, each for itself."""
+        """Count the words of `texts`, which are not joined."""
         parts = []
         for data in map(utf8, texts):
             found = find_special(data, self.special_tokens)
@@ -354,7 +353,7 @@ class WordCounts:
             else:
                 parts.append(data)
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
-        between = np.stack((ends - 1, ends), 1)  # numpy does as much for a long text as for a short
+        between = np.stack((ends - 1, ends), 1)  # numpy's overhead is the same for a long text
         numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)
         counts = np.bincount(numbers + 1, minlength=len(self.numbers.words) + 1)[1:]
         counts[: len(self.counts)] += self.counts
@@ -362,26 +361,27 @@ class WordCounts:
 
 
 class CutTexts:
-    """Texts that are cut into words, and laid as ids when those of their new words are known.
+    """Texts that are cut into words, and laid as ids once the ids of their new words are known.
 
-    Others may be cut meanwhile; first cut is first laid. Special tokens stand for themselves.
+    Other texts may be cut in between; they are laid in the order they were cut. Special tokens are
+    recognized.
     """
 
     def __init__(self, special_tokens: dict[str, int]) -> None:
         if "" in special_tokens:
-            raise ValueError("a special token of no characters would be everywhere")
+            raise ValueError("an empty special token would be everywhere")
         self.special_tokens, self.waiting = special_tokens, deque()
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew. The first rows are of the special tokens, then one of each word."""
+        """Start over. The first rows are the special tokens', followed by one for each word."""
         self.numbers, self.rows = WordNumbers(), Rows()
         ids = np.array(list(self.special_tokens.values()), np.uint32)
         self.rows.append(ids, np.ones_like(ids, np.int64))
 
     def cut(self, text: str | bytes) -> list[bytes]:
-        """Cut one more `text`; return its new words."""
+        """Cut another `text` into words; return its new ones."""
         if (known := len(self.numbers.words)) > MOST_WORDS:
             self.forget()
             known = 0
@@ -394,8 +394,8 @@ class CutTexts:
         return self.numbers.words[known:]
 
     def lay(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The ids of the first text that waits, (N,) uint32, from those of its new words: `ids` of
-        one word after the other, and how many each has."""
+        """The ids, (N,) uint32, of the text that has waited longest, given the `ids` of its new
+        words, concatenated, and their `lengths`."""
         rows, numbers = self.waiting.popleft()
         rows.append(ids, lengths)
         parts = range(0, len(numbers), MANY_WORDS)
@@ -404,9 +404,9 @@ class CutTexts:
 
 
 class WordIds:
-    """The ids of texts; `merge` is asked once for the ids of each different word.
+    """Encodes texts; `merge` is called only once for each distinct word.
 
-    It gets a list of words and gives their ids, one word after the other, and how many each has.
+    It takes a list of words and returns their ids, concatenated, and the number of ids of each.
     """
 
     def __init__(
@@ -420,12 +420,12 @@ class WordIds:
         """The ids of `text`, (N,) uint32."""
         try:
             return self.texts.lay(*self.merge_all(self.texts.cut(text)))
-        except BaseException:  # Ctrl-C, say: no text may be left waiting
+        except BaseException:  # such as Ctrl-C: no text may be left waiting
             self.texts = CutTexts(self.texts.special_tokens)
             raise
 
     def merge_all(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """`merge` of as many words at a time as fit into the cache."""
+        """`merge`, for as many words at a time as fit into the CPU's cache."""
         parts = range(0, len(words), MANY_WORDS)
         merged = [NO_IDS, *(self.merge(words[i : i + MANY_WORDS]) for i in parts)]
         ids, lengths = map(np.concatenate, zip(*merged))
@@ -433,7 +433,7 @@ class WordIds:
 
 
 class Rows:
-    """Rows of ids of different lengths, none empty, kept one after the other."""
+    """Non-empty rows of ids of different lengths, stored one after the other."""
 
     def __init__(self) -> None:
         self.count, self.used = 0, 0
@@ -441,7 +441,7 @@ class Rows:
         self.starts, self.lengths = np.zeros((2, 1), np.int64)
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add rows of `lengths` (N,), whose ids (sum of lengths,) follow each other."""
+        """Add rows of `lengths` (N,), whose concatenated ids are (sum of lengths,)."""
         starts = np.cumsum(lengths) - lengths
         self.firsts = extended(self.firsts, self.count, ids[starts])
         starts += self.used
@@ -451,8 +451,8 @@ class Rows:
         self.count, self.used = self.count + len(lengths), self.used + len(ids)
 
     def lay(self, numbers: np.ndarray) -> np.ndarray:
-        """The ids of the rows of these `numbers` (N,), one row after the other. Most have one id,
-        so that is laid for all, and what follows for the others."""
+        """The ids of the rows with these `numbers` (N,), concatenated. Most rows have one id, so
+        all first ids are laid at once, and then the rest of the longer rows."""
         lengths = self.lengths.take(numbers)
         starts = np.cumsum(lengths)
         ids = np.empty(starts[-1] if len(starts) else 0, np.uint32)
@@ -467,7 +467,7 @@ class Rows:
 
 
 def extended(array: np.ndarray, used: int, values: np.ndarray) -> np.ndarray:
-    """`array` with `values` after its first `used`; when it is full, one twice as long."""
+    """`array` with `values` after its first `used` elements; when full, a larger copy of it."""
     end = used + len(values)
     if end > len(array):
         array = np.concatenate((array, np.zeros(end, array.dtype)))

@@ -1,6 +1,6 @@
-"""What a worker of shared/workers.py does.
+"""The program that a worker process of shared/workers.py runs.
 
-It is a process of its own: what is not imported here, it need not wait for.
+It imports little, so that it starts quickly.
 """
 
 import os
@@ -19,7 +19,7 @@ from shared.words import CutTexts, WordCounts
 
 
 def count(special_tokens: list[str], tasks: Iterator[Any]) -> Iterator[Any]:
-    """Count the words of texts; tell the counts at the end."""
+    """Count the words of texts; yield the counts at the end."""
     counts = WordCounts(special_tokens)
     while (texts := next(tasks)) is not None:
         counts.add(texts)
@@ -27,9 +27,10 @@ def count(special_tokens: list[str], tasks: Iterator[Any]) -> Iterator[Any]:
 
 
 def encode(special_tokens: dict[str, int], tasks: Iterator[Any]) -> Iterator[Any]:
-    """Lay the ids of the text before the last, cut the next; tell those ids and its new words."""
+    """For each task, lay the ids of the text before the last one, cut the next one, and yield those
+    ids and its new words."""
     texts = CutTexts(special_tokens)
-    new = texts.cut(b"") + texts.cut(b"")  # before the first there were two without words
+    new = texts.cut(b"") + texts.cut(b"")  # as if two texts without words came first
     yield np.zeros(0, np.uint32), new
     for merged, text in tasks:
         yield texts.lay(*merged), texts.cut(text)
@@ -41,14 +42,14 @@ def dump(value: Any, stream: BinaryIO) -> None:
 
 
 def work() -> None:
-    """Do what is asked for, until nobody is there to ask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    """Do the job that is asked for, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles Ctrl-C
 
     def tasks() -> Iterator[Any]:
         while True:
             yield pickle.load(sys.stdin.buffer)
 
-    # Python's own may be unbuffered (-u), and then write less than it was given.
+    # sys.stdout may be unbuffered (-u), and then writes may be partial.
     answers = open(sys.stdout.fileno(), "wb", closefd=False)
     try:
         name, special_tokens = pickle.load(sys.stdin.buffer)
@@ -56,7 +57,7 @@ def work() -> None:
         for answer in job(special_tokens, tasks()):
             dump(answer, answers)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-        os._exit(0)  # without another look at the broken pipe
+        os._exit(0)  # without touching the broken pipe again
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Counting and encoding text on several cores.
 
-A worker is a Python process of its own that knows `shared/words.py` and nothing of models. It gets
-tasks through its standard input, some megabytes of text at a time, and answers through its standard
-output. When the process that started it is gone, however that ended, its input ends and so does the
-worker. Nothing is shared, so there is nothing to leak, and it is the same on every system.
+A worker is a separate Python process that imports `shared/words.py` but no model code. It receives
+tasks on its standard input, a few megabytes of text at a time, and answers on its standard output.
+When the process that started it ends, for whatever reason, the worker's input ends and the worker
+exits. Nothing is shared, so nothing can leak, and it works the same on every system.
 
-Only the process that started them knows how words are merged, so an encoded text goes twice to its
-worker: as text, for which its new words come back, and as the ids of these, for which its own come
-back. That nobody waits for the other, the ids of one text go with the text after the next:
+Only the starter knows how words are merged, so each text takes two messages to its worker: the text
+itself, answered with its new words, and then the ids of those words, answered with the ids of the
+text. So that neither side waits for the other, the ids go with the text after the next:
 
     worker      lay 1, cut 3   lay 2, cut 4   lay 3, cut 5
     starter        merge 2        merge 3        merge 4
@@ -34,18 +34,18 @@ from shared.files import UserError
 from shared.text import utf8
 from shared.words import PIECE, WordCounts, WordIds
 
-# Pieces of text from which on other processes save more time than they take to start and to meet
-# the words that others know: found with two.
+# Pieces of text from which on workers save more time than they need to start and to learn words
+# that others already know; measured with two workers.
 WORTH_COUNTING, WORTH_ENCODING = 12, 8
 
 
 def count_words(
     texts: Iterable[str | bytes], special_tokens: Iterable[str], workers: int = 0
 ) -> tuple[list[bytes], list[int]]:
-    """The different words of `texts`, each for itself, and how often each occurs.
+    """The distinct words of `texts`, which are not joined, and how often each occurs.
 
-    A long text is shared among `workers` processes; 0: one a core. In which order the words come
-    depends on that.
+    Long texts are shared among `workers` processes; 0: one per core. The order of the words depends
+    on that.
     """
     special_tokens = list(special_tokens)
     pieces, workers = enough_for(workers, batches(texts), WORTH_COUNTING)
@@ -80,7 +80,7 @@ def encode_texts(
 ) -> Iterator[np.ndarray]:
     """The ids of each of the `texts`, (N,) uint32, in order.
 
-    Many are shared among `workers` processes; 0: one a core. The ids do not depend on that.
+    Many texts are shared among `workers` processes; 0: one per core. The ids do not depend on that.
     """
     texts, workers = enough_for(workers, texts, WORTH_ENCODING)
     texts = tqdm(texts, desc="encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
@@ -89,7 +89,7 @@ def encode_texts(
         return
     with crew(workers, worker.encode, words.texts.special_tokens) as processes:
         merged = {process: words.merge_all([]) for process in processes}
-        delay = 3 * workers  # turns until the ids of a text have come
+        delay = 3 * workers  # turns until the ids of a text arrive
         turns = zip(cycle(processes), chain(texts, repeat(b"", delay)))
         for turn, (process, text) in enumerate(turns):
             ids, new = receive(process)
@@ -100,22 +100,22 @@ def encode_texts(
 
 
 def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
-    """The `pieces`, and how many processes they are worth: 1 if they are few."""
+    """The `pieces`, and the number of processes worth starting for them: 1 if there are few."""
     pieces, workers = iter(pieces), workers or cores()
     first = deque(islice(pieces, worth_it if workers > 1 else 0))
     workers = workers if len(first) == worth_it else 1
-    return chain((first.popleft() for _ in range(len(first))), pieces), workers  # held no longer
+    return chain((first.popleft() for _ in range(len(first))), pieces), workers  # frees them
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:
-    """The UTF-8 of the `texts`, so many at a time that they are about PIECE bytes."""
+    """The `texts` as UTF-8, in batches of about PIECE bytes."""
     batch, size = [], 0
     for text in map(utf8, texts):
         batch.append(text)
@@ -126,16 +126,16 @@ def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:
     yield batch
 
 
-GONE = "a process that cuts text into words was ended (out of memory?): try --workers 1"
+GONE = "a worker process was killed (out of memory?): try --workers 1"
 
 
 @contextmanager
 def crew(
     workers: int, job: Callable, special_tokens: Iterable[str]
 ) -> Iterator[list[subprocess.Popen]]:
-    """So many processes that do one `job`, a function of shared/worker.py, while a `with` lasts."""
+    """`workers` processes that do a `job`, a function of shared/worker.py, in a `with` block."""
     command = [sys.executable, str(Path(worker.__file__).resolve())]
-    one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more take time to start
+    one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     processes = []
     try:
@@ -160,8 +160,8 @@ def send(process: subprocess.Popen, task: Any) -> None:
 
 
 def receive(process: subprocess.Popen) -> Any:
-    """What a worker answers next."""
+    """A worker's next answer."""
     try:
         return pickle.load(process.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError):  # it may have been ended in mid-word
+    except (EOFError, OSError, pickle.UnpicklingError):  # it may have died in mid-message
         raise UserError(GONE) from None

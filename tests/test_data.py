@@ -123,7 +123,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 def test_a_folder_that_holds_the_cache_is_no_text(tmp_path):
     write(tmp_path / "a.txt", "some text\n" * 20)
-    with pytest.raises(UserError, match="holds what is not text"):
+    with pytest.raises(UserError, match="contains the cache, which is not text"):
         load_corpus(str(tmp_path))
 
 
@@ -399,7 +399,7 @@ def test_any_number_of_broken_downloads_end_in_the_whole(server, breaks, ranges)
 @pytest.mark.parametrize(
     "behaviour, complaint",
     [
-        ("sends too little", r"3,099 of 3,100 bytes came"),
+        ("sends too little", r"3,099 of 3,100 bytes arrived"),
         ("tells no length", "does not say how long"),
         ("hangs", "timed out"),
         ("redirects to ftp://127.0.0.1/train.txt", "ftp://127.0.0.1/train.txt is not http"),
@@ -425,7 +425,7 @@ def test_another_part_than_was_asked_for_is_refused(server):
     with pytest.raises(UserError):
         load_corpus("plain")
     Server.behaviour = "sends another range"
-    with pytest.raises(UserError, match="another part came"):
+    with pytest.raises(UserError, match="sent another part"):
         load_corpus("plain")
     Server.behaviour = ""
     assert load_corpus("plain").train.read_bytes() == Server.files["/train.txt"]

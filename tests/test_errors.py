@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_written_to(version, capsys, corpus_file):
 def test_a_run_inside_its_own_text(version, capsys, tmp_path):
     (tmp_path / "a.txt").write_text("some text\n" * 100)
     arguments = small_arguments(version, data=tmp_path, out=tmp_path / "run")
-    assert "what the run writes would become text" in complaint(version, arguments, capsys)
+    assert "the run's files would be read as text" in complaint(version, arguments, capsys)
 
 
 def test_home_is_found_also_where_the_shell_does_not_look(version, tmp_path, monkeypatch):

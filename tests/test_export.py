@@ -215,7 +215,11 @@ def rename_end_of_text(folder):
         (rename_a_weight, (), "other weights"),
         (spoil_a_weight, (), "norm.weight holds numbers that are not finite"),
         (rename_end_of_text, (), "has no <|endoftext|>"),
-        (lambda folder: (folder / "config.json").write_text("{}"), (), "export.py makes of a run"),
+        (
+            lambda folder: (folder / "config.json").write_text("{}"),
+            (),
+            "export.py makes one of a run",
+        ),
         (lambda folder: None, ("--width", "32"), "--width 32: the model has 16"),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, mon
         patch.setattr(Run, "log_step", interrupted)
         status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
     assert status == 128 + number
-    assert errors.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run goes on\n")
+    assert errors.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run continues\n")
     assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
