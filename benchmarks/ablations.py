@@ -1,7 +1,7 @@
-"""What v4 loses when one of its parts is taken away: the parts, and what stands in their places.
+"""Ablations: what v4 loses when one of its parts is removed or replaced.
 
 `python benchmarks/sweep.py --ablate` runs them all. v4 has no switches for this: its module is
-loaded, one of its names is bound to something else, and it trains as ever, in a process of its own:
+loaded, some of its names are rebound, and it trains as usual, each ablation in its own process:
 
     python benchmarks/ablations.py --ablate rope --steps 100 --out runs/without_rope
 """
@@ -33,15 +33,15 @@ from shared.command_line import clear_errors
 from shared.files import UserError
 
 VERSION = "v4_modern"
-# The rate of the matrices under AdamW, as a share of the other parameters': at 0.4 MB of text the
-# best of 0.1, 0.15, 0.3 and 0.6.
+# AdamW's learning rate for the matrices, as a fraction of the rate for the other parameters: the
+# best of 0.1, 0.15, 0.3 and 0.6 at 0.4 MB of text.
 ADAMW_SHARE = 0.15
-# A rate that never falls, as a share of the highest of one that does: likewise, of 0.25, 0.35, 0.5,
-# 0.7 and 1.
+# The constant learning rate, as a fraction of the peak of one that decays: likewise, the best of
+# 0.25, 0.35, 0.5, 0.7 and 1.
 CONSTANT_SHARE = 0.5
 
 
-# ---- patches: each binds names of v4's module to something else ----
+# ---- patches: each rebinds names of v4's module ----
 
 
 def adamw_alone(v4: ModuleType) -> None:
@@ -122,7 +122,7 @@ def layer_norm(v4: ModuleType) -> None:
 
 
 def no_zeros(v4: ModuleType) -> None:
-    """Matrices that start at zero start as the others do: as the queries', for their size."""
+    """Initialize the matrices that start at zero like the queries', scaled to their size."""
 
     class LanguageModel(v4.LanguageModel):
         def __init__(self, config: object) -> None:
@@ -147,7 +147,7 @@ def no_clipping(v4: ModuleType) -> None:
 
 
 def nothing(v4: ModuleType) -> None:
-    """For an ablation that v4's options can express."""
+    """No patch, for an ablation that v4's options can express."""
 
 
 # ---- the ablations ----
@@ -155,7 +155,7 @@ def nothing(v4: ModuleType) -> None:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A `part` of v4, and what stands `instead` of it, by a patch, by options, or by both."""
+    """A `part` of v4 and what replaces it (`instead`), by a patch, by options, or both."""
 
     part: str
     instead: str
@@ -212,7 +212,7 @@ def ablated(name: str) -> ModuleType:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run v4 without a part, with whatever else the `arguments` say."""
+    """Run v4 without a part, with all other `arguments` passed on to it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ablate", default="")
     chosen, of_v4 = parser.parse_known_args(arguments)
@@ -220,14 +220,14 @@ def main(arguments: list[str] | None = None) -> None:
         ablated(chosen.ablate).main(of_v4)
 
 
-# ---- telling ----
+# ---- reporting ----
 
 
 def summarize(points: list[dict]) -> list[dict]:
-    """A row a point: v4 as it is, which is the first, then the others, what costs most at the top.
+    """A row for each point: first v4 as it is, then the ablations, the costliest at the top.
 
-    Mean and spread of bits per byte, and of what the part's absence `cost`, seed by seed; none of
-    these where a run diverged.
+    Mean and spread of bits per byte, and of what removing the part `cost`, seed by seed; omitted if
+    a run diverged.
     """
     rows = []
     for point in points:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the versions, runs of them as a user starts them, and tables."""
+"""What the benchmarks share: the versions, runs started as a user would, and tables."""
 
 import ast
 import importlib.util
@@ -23,7 +23,7 @@ from shared.run import Run, read_rows
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
 RATES = 100  # learning rates kept of a run
-STOP = threading.Event()  # set: all runs under way end now
+STOP = threading.Event()  # when set, all current runs end
 
 
 class RunFailed(UserError):
@@ -35,7 +35,7 @@ class RunFailed(UserError):
 
 
 def load_version(name: str) -> ModuleType:
-    """The module `name`/train.py; five files of one name can't be imported by it."""
+    """The module `name`/train.py, loaded by path, since five files share one name."""
     key = f"ladder_{name}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
@@ -45,7 +45,7 @@ def load_version(name: str) -> ModuleType:
 
 
 def pick_versions(names: Sequence[str]) -> list[str]:
-    """The versions that `names` begin (v2, v4_modern), in order; all of them if there are none."""
+    """The versions whose names begin with one of `names` (v2, v4_modern), in order; else all."""
     for name in names:
         if not any(version.startswith(name) for version in VERSIONS):
             raise UserError(f"--versions {name}: there are {', '.join(VERSIONS)}")
@@ -58,12 +58,12 @@ def source(version: str) -> str:
 
 
 def idea(version: str) -> str:
-    """What the version says of itself in the first line of its file."""
+    """The version's description, from the first line of its file."""
     return ast.get_docstring(ast.parse(source(version))).splitlines()[0].partition(": ")[2][:-1]
 
 
 def sections(version: str) -> dict[str, str]:
-    """The version's text by its banners, the header first: {"Header": ..., "1. Config": ...}."""
+    """The version's source split at its banners: {"Header": ..., "1. Config": ...}."""
     parts = re.split(r"(?m)^# ---- (\d+\. .*) ----\n", source(version))
     return {"Header": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
 
@@ -78,13 +78,13 @@ def train(
 ) -> dict:
     """Run the version's train.py with `options` into `folder`, unless that holds a finished run.
 
-    `program` runs in its place if it is given. `progress` hears of the steps taken. Returns what
-    `record` makes of the folder. RunFailed if the run did not end well; its whole output stays in
+    `program`, if given, is run instead. `progress` is called with the number of steps taken.
+    Returns what `record` makes of the folder. RunFailed if the run failed; its full output is in
     `folder`.log.
     """
     if (folder / "summary.json").exists():
         return record(folder)
-    shutil.rmtree(folder, ignore_errors=True)  # one that was stopped: its time is not to be trusted
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted run: its times would be unreliable
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log")
     program = program or ROOT / version / "train.py"
@@ -103,7 +103,7 @@ def train(
                 except subprocess.TimeoutExpired:
                     pass
         finally:
-            process.kill()  # whatever stopped us stops it
+            process.kill()  # if we are stopped, so is it
             process.wait()
     if STOP.is_set():
         raise KeyboardInterrupt
@@ -115,10 +115,10 @@ def train(
 
 
 def record(folder: Path) -> dict:
-    """A finished run: its summary, and how its scores and its learning rate went.
+    """A finished run: its summary, and the course of its scores and its learning rate.
 
-    `curve`: what was scored during training, the same first bytes of the validation text each
-    time; `rates`: the learning rate at some hundred steps; `first_loss` and `last_loss`: nats a
+    `curve`: the scores during training, always on the same first bytes of the validation text;
+    `rates`: the learning rate at about a hundred steps; `first_loss` and `last_loss`: nats per
     token before training and in the last steps of training.
     """
     summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
@@ -135,7 +135,7 @@ def record(folder: Path) -> dict:
                 "bytes": round(row["step"] * step_bytes),
                 "bits_per_byte": row["bits_per_byte"],
             }
-            for row in scored[:-1]  # the last one is the summary's, of the whole text
+            for row in scored[:-1]  # the last one, on the whole text, is in the summary
         ],
         "rates": [
             {"step": row["step"], "learning_rate": row["learning_rate"]}
@@ -145,13 +145,13 @@ def record(folder: Path) -> dict:
 
 
 def has_diverged(run: dict) -> bool:
-    """Whether a run's loss became no number, or in its last steps was above where it began: a model
-    that knows nothing would have done better."""
+    """Whether a run's loss became non-finite, or ended above where it started: an untrained model
+    would have done better."""
     return "diverged" in run or run["last_loss"] > run["first_loss"]
 
 
 def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType, Run]:
-    """A finished run, loaded to be used: its version's module, and the run with its model."""
+    """A finished run, loaded for use: its version's module, and the run with its model."""
     module = load_version(version)
     config = command_line.load_config(module.Config, str(folder))
     config = replace(config, **options)
@@ -177,8 +177,8 @@ def steps_for_bytes(version: str, n_bytes: float, options: dict[str, object]) ->
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most. `getrusage` is the last resort: what it tells of a
-    child begins with what its parent held."""
+    """The peak memory of this process in bytes. `getrusage` is the last resort: in a child process
+    its value starts at what the parent held."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
@@ -200,7 +200,7 @@ def check_name(name: str) -> None:
 
 
 def check_texts(sizes: Sequence[float], vocab_size: int) -> None:
-    """UserError unless texts of these `sizes`, in MB, can be had, and a tokenizer of that size."""
+    """UserError unless `sizes`, in MB, and `vocab_size` are possible."""
     if not sizes or not all(0 < size < math.inf for size in sizes) or vocab_size < 257:
         raise UserError("--sizes are one or more numbers above 0, --vocab-size 257 or more")
 
@@ -211,7 +211,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def plus_minus(spread: float, digits: int = 3) -> str:
-    """What stands after a mean of values that differ; nothing after a single one."""
+    """The spread as shown after a mean; nothing if it is zero."""
     return f" ± {spread:.{digits}f}" if spread else ""
 
 
@@ -222,13 +222,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def fold(title: str, text: str) -> str:
-    """`text` behind a title to click on, in Markdown that shows HTML."""
+    """`text` folded behind a title to click on, as HTML in Markdown."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def check_alike(runs: list[dict], corpus: Corpus) -> None:
-    """UserError unless all `runs` are of this corpus, and those of a version of one dtype: some may
-    have been kept from before."""
+    """UserError unless all `runs` used this corpus, and all runs of a version the same dtype: some
+    may have been kept from before."""
     dtypes = {(run["version"], run.get("dtype")) for run in runs}  # older ones do not say
     if len(dtypes) > len({version for version, _ in dtypes}):
         raise UserError("kept runs are in another --dtype than this machine's: use --fresh")
@@ -246,7 +246,7 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
         budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
     seeds = len({run["seed"] for run in runs})
     of_seeds = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    dtypes = {}  # who computes in which
+    dtypes = {}  # dtype -> versions
     for run in runs:
         dtypes.setdefault(run["dtype"], set()).add(run["version"])
     products = " and ".join(
@@ -261,7 +261,7 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
 
 
 def on_machine(first: dict, *others: dict) -> str:
-    """Versions, machine and commits, for a caption, of measurements that know their facts."""
+    """For a caption: the software versions, machine and commits of some measurements."""
     commits = sorted({short_commit(facts["commit"]) for facts in (first, *others)})
     cpu = f"{first['cpu']}, " if "cpu" in first else ""  # older results do not tell
     return (
@@ -271,7 +271,7 @@ def on_machine(first: dict, *others: dict) -> str:
 
 
 def short_commit(commit: str | None) -> str:
-    """A commit in 12 digits, and whether the files were changed since."""
+    """The first 12 digits of a commit, and whether there were uncommitted changes."""
     commit, _, changed = (commit or "unknown").partition("-")
     return commit[:12] + (" with changes" if changed else "")
 

@@ -4,9 +4,9 @@
     python benchmarks/compare.py --bytes 1000000             equal text seen
     python benchmarks/compare.py                             each with the steps it ships with
 
-Every run is a version's own train.py, in its own process, on its own command line. Tables, pictures
-and results.json go to benchmarks/results/<name>/. Stopped, the same command goes on after the last
-finished run. `--readme` trains nothing: it writes the tables from results.json, the README's too.
+Every run is a version's own train.py, in its own process, with its own command line. Tables,
+pictures and results.json go to benchmarks/results/<name>/. If stopped, run the same command again
+to resume. `--readme` trains nothing: it rewrites the tables from results.json (also the README's).
 """
 
 import html
@@ -46,7 +46,7 @@ from shared.corpora import Corpus, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import read_rows
 
-MISSED = 0.1  # share of the budget of seconds by which a run may miss it
+MISSED = 0.1  # a run may miss its budget of seconds by this fraction
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
 PARAGRAPH = range(300, 700)  # characters of the document whose tokens are shown
 MAP_TOKENS = 200  # most frequent tokens on the map of embeddings
@@ -84,8 +84,8 @@ class Options:
 
 
 def plan(options: Options, folder: Path) -> dict[str, dict[str, object]]:
-    """The options of each version's runs. They are kept in `folder`, so that a comparison that was
-    stopped goes on with the same ones."""
+    """The options of each version's runs. They are kept in `folder`, so that a comparison that is
+    resumed uses the same ones."""
     path = folder / "plan.json"
     asked = {name: getattr(options, name) for name in ("seconds", "bytes", "data", "threads")}
     kept = read_json(path) if path.exists() else {"asked": asked, "runs": {}}
@@ -103,7 +103,7 @@ def plan(options: Options, folder: Path) -> dict[str, dict[str, object]]:
 
 
 def lasting(steps: int) -> dict[str, object]:
-    """The options of a run of so many steps."""
+    """The options for a run of this many steps."""
     return {"steps": steps, "evaluate_every": math.ceil(steps / 10)}
 
 
@@ -135,9 +135,9 @@ def run_one(
     options: Options,
     show: Callable[[int], None],
 ) -> dict:
-    """The record of a run. A first seed that misses the budget of seconds tells better than the
-    timing did how fast the machine is, and is run once more, with other steps. The others make as
-    many as it did (`settings`), so that they differ by their seeds, not by the hour."""
+    """The record of a run. If the first seed misses the budget of seconds, it is run again with the
+    number of steps that its time suggests. The other seeds take as many steps (`settings`), so that
+    they differ only by seed, not by how busy the machine was."""
     out = folder / f"{version}-{seed}"
     record = train(version, out, settings | {"seed": seed}, options.threads, show)
     if options.seconds and seed == 0:
@@ -146,7 +146,7 @@ def run_one(
             settings |= lasting(round(record["steps"] * options.seconds / record["seconds"]))
             shutil.rmtree(out)
             record = train(version, out, settings | {"seed": seed}, options.threads, show)
-        settings |= lasting(record["steps"])  # of a comparison that goes on, too
+        settings |= lasting(record["steps"])  # also if the comparison is resumed
     return record
 
 
@@ -178,14 +178,14 @@ def run_all(options: Options, folder: Path, corpus: Corpus) -> list[dict]:
     return records
 
 
-# ---- looking at finished runs ----
+# ---- evaluating finished runs ----
 
 
 def read_beyond(version: str, folder: Path) -> dict:
-    """Bits per byte with windows of 1, 2, 4 and 8 times the context of the training.
+    """Bits per byte with windows of 1, 2, 4 and 8 times the training context.
 
-    The same tokens are scored at each length, all of the validation text. `reads` is the context
-    that the model uses: 1 where nothing before the last token changes what it says.
+    The same tokens, those of the whole validation text, are scored at each length. `reads` is the
+    context that the model uses: 1 if nothing before the last token affects its output.
     """
     module, run = open_run(version, folder, device="cpu")
     config, tokenizer = run.config, run.tokenizer
@@ -212,7 +212,7 @@ def read_beyond(version: str, folder: Path) -> dict:
 
 
 def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragraph: str) -> dict:
-    """What the page shows of a run: what it writes, and how it cuts a paragraph into tokens."""
+    """What the page shows of a run: its samples, and a paragraph split into its tokens."""
     samples = {}
     for prompt in prompts:
         module, run = open_run(version, folder, prompt=prompt, max_new_tokens=120)
@@ -242,7 +242,7 @@ def map_embeddings(version: str, folder: Path) -> list[dict]:
 
 
 def compare(options: Options) -> dict:
-    """Run what is not finished yet, look at all runs, and return what goes into results.json."""
+    """Run what is not finished yet, evaluate all runs, and return what goes into results.json."""
     folder = ROOT / "runs" / "compare" / options.name
     corpus = load_corpus(options.data)
     if options.fresh:
@@ -271,14 +271,14 @@ def compare(options: Options) -> dict:
     }
 
 
-# ---- telling ----
+# ---- reporting ----
 
 
 def summarize(results: dict) -> list[dict]:
-    """A dictionary a version, in order: the mean of each measure over its seeds.
+    """A dictionary for each version, in order: the mean of each measure over its seeds.
 
-    Perplexity a word is exp(nats of the whole validation text / its words), a word being what
-    stands between blanks; `change` is that of the mean bits per byte from the version before.
+    Perplexity per word is exp(nats of the whole validation text / its words), where words are
+    separated by whitespace; `change` is in mean bits per byte, from the previous version.
     """
     rows = []
     for version in sorted({run["version"] for run in results["runs"]}):
@@ -324,7 +324,7 @@ def summarize_beyond(runs: list[dict]) -> list[dict]:
 
 
 def large(value: float) -> str:
-    """A number of any size in few signs."""
+    """A number of any size in few characters."""
     return f"{value:,.1f}" if value < 1e5 else f"{value:.1e}"
 
 
@@ -347,7 +347,7 @@ def ladder_table(rows: list[dict]) -> str:
 
 
 def measure_table(rows: list[dict]) -> str:
-    """All that was measured, a row a measure: five columns fit on a page, fifteen do not."""
+    """All that was measured, one row per measure: five columns fit on a page, fifteen do not."""
     measures = {
         "parameters": lambda r: f"{r['parameters']:,}",
         "vocabulary": lambda r: f"{r['vocab_size']:,}",
@@ -372,7 +372,7 @@ def measure_table(rows: list[dict]) -> str:
 
 
 def beyond_table(rows: list[dict]) -> str:
-    """Bits per byte at multiples of the context, with the change from once the context."""
+    """Bits per byte at multiples of the training context, with the change from one times it."""
     table = [["windows of", *(f"{times}× the context" for times in BEYOND)]]
     reading = [row for row in rows if len(row["beyond"]) > 1]
     for row in reading:
@@ -386,7 +386,7 @@ def beyond_table(rows: list[dict]) -> str:
 
 
 def written(exhibits: dict[str, dict]) -> str:
-    """What the first run of each version makes of the first prompt."""
+    """How the first run of each version continues the first prompt."""
     samples = {
         version: next(iter(seen["samples"].values()), "") for version, seen in exhibits.items()
     }

@@ -1,13 +1,13 @@
-"""Break runs in every way that machines and people do, and look at what is lost.
+"""Break runs in all the ways that machines and people do, and check what is lost.
 
     python benchmarks/faults.py                                   all of it
     python benchmarks/faults.py --faults kill --rounds 20         some of it, longer
     python benchmarks/faults.py --versions v4 --seed 7            of one version, at other moments
 
-A fault is survived if the run, gone on with, ends with the weights, metrics, summary, sample and
-picture of a run that was never touched, to the bit and but for its times; or if one line says what
-is wrong. Results go to benchmarks/results/faults/; `--readme` breaks nothing and writes the tables
-from them, the README's too. Linux and macOS.
+A fault is survived if the run, when resumed, ends with exactly the weights, metrics, summary,
+sample and picture of an undisturbed run, except for times; or if one line says what is wrong.
+Results go to benchmarks/results/faults/; `--readme` breaks nothing and only rewrites the tables
+from them (also the README's). Linux and macOS.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ WRONG_VALUES = ("0", "-1", "-0.5", "nan", "inf", "1e400", "1e-320", str(10**30),
 
 @dataclass
 class Options:
-    """Break runs of the versions and look at what is lost."""
+    """Break runs of the versions and check what is lost."""
 
     faults: tuple[str, ...] = ()  # kill stop disk numbers two files values texts; all if none
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
@@ -107,7 +107,7 @@ def option(name: str) -> str:
 
 @dataclass
 class Subject:
-    """A version, a text, and a folder for the runs of the one on the other."""
+    """A version, a text, and a folder for the version's runs on that text."""
 
     version: str
     text: Path
@@ -119,20 +119,20 @@ class Subject:
         return load_version(self.version)
 
     def arguments(self, out: Path, **options: object) -> list[str]:
-        """The command line of a run into `out`; options that the version has not are left out."""
+        """The command line of a run into `out`; options that the version lacks are left out."""
         values = self.sizes | {"data": self.text, "out": out} | options
         known = [name for name in values if name in self.known]
         return [word for name in known for word in (option(name), str(values[name]))]
 
     @property
     def known(self) -> list[str]:
-        """The options of the version: what it counts in the text is none."""
+        """The options of the version, without those that it derives from the text."""
         fields = self.module.Config.__dataclass_fields__.values()
         return [field.name for field in fields if get_origin(field.type) is not Annotated]
 
     @functools.cached_property
     def untouched(self) -> "Outcome":
-        """A run that nothing happened to, in `folder`/untouched."""
+        """An undisturbed run, in `folder`/untouched."""
         outcome = start(self, self.folder / "untouched")
         if outcome.status:
             raise UserError(f"{self.version} does not run: {outcome.errors}")
@@ -157,10 +157,10 @@ def start(
     file_size: int | None = None,
     **options: object,
 ) -> Outcome:
-    """Run the version into `out`/run, with its cache in `out`/cache, gone on with if it can be.
+    """Run the version into `out`/run, with its cache in `out`/cache; resume it if possible.
 
-    `fault` (phase, n, seconds, signal) is sent so many seconds after the phase began for the nth
-    time. No file can be made larger than `file_size`.
+    `fault` is (phase, n, seconds, signal): the signal is sent that many seconds after the phase
+    began for the nth time. No file can grow beyond `file_size`.
     """
     resume = ["--resume"] if (out / "run" / "checkpoint.pt").exists() else []
     code = "from benchmarks import faults; faults.tell_phases()"
@@ -210,7 +210,7 @@ def start(
 
 
 def tell_phases() -> None:
-    """What a child does: a version's main, with lines on stdout when its phases begin and end."""
+    """Run a version's main in a child process, printing a line when each phase begins and ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell puts us behind
     version, *arguments = sys.argv[1:]
     module = load_version(version)
@@ -240,7 +240,7 @@ def telling(phase: str, function: Callable) -> Callable:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What a run leaves, but for its times, the code's commit and the folder's name."""
+    """What a run leaves, except its times, the code's commit and the folder's name."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     state["run"] = {k: v for k, v in state["run"].items() if k not in ("out", "resume")}
     state["progress"]["rows"] = list(map(without_times, state["progress"]["rows"]))
@@ -261,7 +261,7 @@ def without_times(row: dict) -> dict:
 
 
 def equal(left: object, right: object) -> bool:
-    """Whether two nests of dicts, lists, numbers and tensors are the same to the bit."""
+    """Whether two nested structures of dicts, lists, numbers and tensors are bitwise equal."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):
@@ -272,7 +272,7 @@ def equal(left: object, right: object) -> bool:
 
 
 def difference(left: Path, right: Path) -> str:
-    """What is not the same in two finished runs; "" if all is."""
+    """What differs between two finished runs; "" if nothing does."""
     try:
         one, other = read_run(left), read_run(right)
     except (OSError, ValueError, UserError) as error:
@@ -286,7 +286,7 @@ Trials = Iterator[tuple[str, str, str]]
 
 
 def damaged_files(out: Path) -> str:
-    """Files in `out` that bear their final names and are not whole; "" if there are none."""
+    """Files in `out` that have their final names but are incomplete; "" if there are none."""
     damaged = []
     for path in out.rglob("*.json"):
         try:
@@ -305,7 +305,7 @@ def bad_part(path: Path) -> str | None:
 
 
 def moments(subject: Subject, chance: random.Random, number: int) -> Iterator[tuple]:
-    """A random moment in each phase in turn, when a signal is to be sent."""
+    """A random moment, for sending a signal, in each phase in turn."""
     for phase in PHASES:
         lengths = [seconds for name, seconds in subject.untouched.phases if name == phase]
         n = chance.randint(1, max(1, len(lengths) // 2))
@@ -348,7 +348,7 @@ def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """No space for files of more than so many bytes, at first or from the middle of a run on."""
+    """No space for files beyond some size, from the start or from the middle of a run on."""
     whole = subject.folder / "untouched"
     largest = (whole / "run" / "checkpoint.pt").stat().st_size
     half = subject.folder / "half"
@@ -371,7 +371,7 @@ def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """A weight that becomes NaN or infinite in some step: before a checkpoint, or not."""
+    """A weight that becomes NaN or infinite in some step, just before a checkpoint or not."""
     step = subject.module.training_step
     for n in range(options.rounds * 2):
         at, value = chance.randrange(12), (float("nan"), float("inf"))[n % 2]
@@ -395,7 +395,7 @@ def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials
 
 
 def two(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """A second run into a folder while one is writing there, and after that one was killed."""
+    """A second run in a folder where another one is writing, and after that one is killed."""
     out = subject.folder / "two" / "run"
     code = "from benchmarks import faults; faults.tell_phases()"
     first = subprocess.Popen(
@@ -447,7 +447,7 @@ def files(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def result(subject: Subject, arguments: list[str], out: Path) -> tuple[int, object, str]:
-    """Status, what came out and stderr of a call that trains into `out`, or writes a sample."""
+    """Status, result and stderr of a call that trains into `out` or writes a sample."""
     shutil.rmtree(out, ignore_errors=True)
     status, said, errors = call(subject, arguments)
     if (out / "summary.json").exists():
@@ -456,7 +456,7 @@ def result(subject: Subject, arguments: list[str], out: Path) -> tuple[int, obje
 
 
 def damage(whole: bytes, chance: random.Random) -> bytes:
-    """The bytes with something done to them."""
+    """The bytes, damaged in some way."""
     at = chance.randrange(len(whole) + 1)
     noise = chance.randbytes(chance.randint(1, 64))
     flipped = bytearray(whole)
@@ -467,7 +467,7 @@ def damage(whole: bytes, chance: random.Random) -> bytes:
 
 
 def values(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """Each option with each of the wrong values: trained with, or refused in a line."""
+    """Each option with each of the wrong values: used in training, or refused in one line."""
     out = subject.folder / "values"
     left_out = {"out", "prompt", "resume", "sample", "compile"}  # folders, any text, and switches
     for name in (name for name in subject.known if name not in left_out):
@@ -484,7 +484,7 @@ def values(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def texts(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """Whatever may lie in a file: trained on, or refused in a line."""
+    """Whatever a file may contain: trained on, or refused in one line."""
     prose = subject.text.read_bytes()
     picture = (RESULTS / "seconds-120" / "bits.png").read_bytes()
     for name, content in {
@@ -511,7 +511,7 @@ def texts(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def one_line_lacks(status: int, errors: str, *words: str) -> str:
-    """What is wrong with how a fault was told: one line, one of the `words`, a status of 1 or 2."""
+    """What is wrong with an error: it needs one line, one of the `words`, and status 1 or 2."""
     lines = [line for line in errors.replace("\r", "\n").splitlines() if "rror" in line]
     if status not in (1, 2) or len(lines) != 1 or "Traceback" in errors:
         return f"status {status}: {errors[-300:]}"
@@ -521,7 +521,7 @@ def one_line_lacks(status: int, errors: str, *words: str) -> str:
 
 
 class Enough(Exception):
-    """The run has shown that it goes on."""
+    """The run has shown that it continues."""
 
 
 def call(subject: Subject, arguments: list[str], most: int = 100) -> tuple[int, str, str]:
@@ -587,7 +587,7 @@ def break_all(options: Options) -> dict:
 
 
 def gathered(trials: list[dict]) -> list[dict]:
-    """The trials, those that went alike in one, with their "count"."""
+    """The trials, with equal outcomes merged into one that has their "count"."""
     counts = Counter()
     for trial in trials:
         counts[tuple((k, v) for k, v in trial.items() if k != "count")] += trial["count"]
@@ -595,7 +595,7 @@ def gathered(trials: list[dict]) -> list[dict]:
 
 
 def times(trials: Iterable[dict], what: str = "count") -> int:
-    """How many trials there were, or in how many something was lost."""
+    """The number of trials, or of those in which something was lost."""
     return sum(trial["count"] for trial in trials if trial[what])
 
 

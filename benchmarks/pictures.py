@@ -1,5 +1,5 @@
-"""The pictures of the benchmarks, each drawn from results alone; a colour a version, always the
-same one."""
+"""The pictures of the benchmarks, drawn only from results; each version always has the same
+colour."""
 
 import io
 from pathlib import Path
@@ -28,8 +28,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:
-    """Print the `text` of a benchmark and write it, as table.md, and its pictures, by the names of
-    their files, into its folder of results; with `readme` also into the README's block of it."""
+    """Print the `text` of a benchmark, and write it as table.md, with its pictures (by file name),
+    to its results folder; with `readme`, also write it to its block in the README."""
     write_text(folder / "table.md", text + "\n")
     for name, figure in figures.items():
         save(figure, folder / name)
@@ -43,7 +43,7 @@ def colour(version: str) -> str:
 
 
 def axes_of(count: int, width: float = 5, height: float = 4) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes side by side, with a grid each."""
+    """A figure with `count` axes side by side, each with a grid."""
     figure, axes = pyplot.subplots(
         1, count, figsize=(count * width, height), layout="constrained", squeeze=False
     )
@@ -54,9 +54,9 @@ def axes_of(count: int, width: float = 5, height: float = 4) -> tuple[Figure, li
 
 
 def draw_bits(results: dict) -> Figure:
-    """Bits per byte against seconds of training and against bytes seen, a line a run.
+    """Bits per byte against seconds of training and against bytes seen, one line per run.
 
-    The lines are of the first part of the validation text, the stars at their ends of all of it.
+    Lines are for the first part of the validation text, the stars at their ends for all of it.
     """
     figure, both = axes_of(2)
     for axes, name in zip(both, ("seconds", "bytes")):
@@ -83,7 +83,7 @@ def draw_bits(results: dict) -> Figure:
 
 
 def draw_beyond(results: dict) -> Figure:
-    """Bits per byte against the length of the windows read, a line a run."""
+    """Bits per byte against the length of the windows read, one line per run."""
     figure, (axes,) = axes_of(1)
     for run in results["runs"]:
         lengths = run["beyond"]["lengths"]
@@ -138,7 +138,7 @@ def draw_soak(runs: dict[str, dict]) -> Figure:
 
 
 def draw_sweep(rows: list[dict]) -> Figure:
-    """Bits per byte against what was changed, mean and spread; a cross where runs diverged."""
+    """Bits per byte against the changed value, mean and spread; a cross where runs diverged."""
     whats = list(dict.fromkeys(row["what"] for row in rows))
     figure, panels = axes_of(len(whats), width=3.2, height=3.2)
     for axes, what in zip(panels, whats):
@@ -165,8 +165,8 @@ def draw_sweep(rows: list[dict]) -> Figure:
 
 
 def draw_ablations(rows: list[dict]) -> Figure:
-    """What each part's absence costs in bits per byte, mean and spread, the most at the top; the
-    first row is of the whole, at 0."""
+    """What removing each part costs in bits per byte, mean and spread, the costliest at the top;
+    the first row is the complete model, at 0."""
     figure, (axes,) = axes_of(1, width=8, height=1 + 0.3 * len(rows))
     places = range(len(rows), 0, -1)
     for place, row in zip(places, rows):

@@ -1,9 +1,9 @@
-"""v4 beside nanoGPT on the same text: the steps and seconds to reach what nanoGPT reaches, and
-what is reached in the seconds that nanoGPT takes.
+"""v4 against nanoGPT on the same text: the steps and seconds it takes to reach nanoGPT's score, and
+the score it reaches in the seconds that nanoGPT takes.
 
-Seconds here are steps x the median seconds of a step, measured with all trainers taking turns in
-one process: a machine that others use slows all of them alike. v4's rate falls to zero at the end
-of a run, so what it reaches in fewer steps is told by complete runs of so many steps alone.
+Seconds here are steps times the median seconds per step, measured with all trainers taking turns in
+one process, so that a busy machine slows all of them alike. v4's learning rate falls to zero at the
+end of a run, so its score after fewer steps is only known from complete runs of that length.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ NANOGPT, SUBWORDS, CHARACTERS = "nanoGPT", "v4", "v4, characters"
 OURS = (SUBWORDS, CHARACTERS)
 UNCOMPILED = "nanoGPT, not compiled"
 ALIKE = "nanoGPT, its products of v4's dtype"
-# v4 in nanoGPT's hidden shape: SwiGLU's three matrices are as large as nanoGPT's two of 4 x 128.
-# A vocabulary of the bytes and <|endoftext|> leaves no merges.
+# v4 with nanoGPT's hidden sizes: SwiGLU's three matrices are as large as nanoGPT's two of 4 x 128.
+# A vocabulary of only the bytes and <|endoftext|> has no merges.
 AS_NANOGPT = {"vocab_size": 257, "context_length": 64, "batch_size": 12, "n_layers": 4}
 AS_NANOGPT |= {"width": 128, "n_heads": 2, "n_kv_heads": 2, "head_size": 64}
 AS_NANOGPT |= {"feed_forward_size": 344}
@@ -47,14 +47,14 @@ V4_OPTIONS = {SUBWORDS: {}, CHARACTERS: AS_NANOGPT | RATES}
 STEP_TURNS = 100
 WRITE_TURNS, WRITTEN, WRITTEN_CONTEXT = 3, 500, 256  # tokens written, with such a context
 TOKENIZER_TURNS = 3
-GRID = 1.05  # numbers of steps that are tried are this factor apart
+GRID = 1.05  # the factor between the numbers of steps that are tried
 LEAST_STEPS = 5
-LOOKS = 8  # at the validation text on nanoGPT's way
+LOOKS = 8  # evaluations during nanoGPT's run
 
 
 class Race:
-    """The trainers on one text; `kept` (see `race`) grows with each thing measured, and `keep` is
-    called so that it is not lost."""
+    """The trainers on one text; each measurement is added to `kept` (see `race`), and `keep` is
+    then called to save it."""
 
     def __init__(
         self, module: ModuleType, text: str, steps: int, seeds: int, kept: dict, keep: Callable
@@ -81,7 +81,7 @@ class Race:
             self.tokens[who] = self.make_tokens(who, load_version(V4).Config(**options).vocab_size)
 
     def make_tokens(self, who: str, vocab_size: int) -> tuple:
-        """Learn a tokenizer and encode both splits; keep the median of the seconds it takes."""
+        """Learn a tokenizer and encode both splits; record the median of the seconds it takes."""
         cores, taken = torch.get_num_threads(), []
         for _ in range(TOKENIZER_TURNS):
             started = time.perf_counter()
@@ -124,7 +124,7 @@ class Race:
             self.keep()
 
     def measure_compiled_steps(self) -> None:
-        """The same of compiled models, and of nanoGPT's that is not; nothing without a compiler."""
+        """The same for compiled models and nanoGPT's uncompiled one; nothing without a compiler."""
         if "compiled_step_seconds" not in self.kept:
             trainers = {who: self.trainer(who, 0, self.steps) for who in (NANOGPT, *OURS)}
             try:
@@ -152,7 +152,7 @@ class Race:
             self.keep()
 
     def runs_of(self, who: str, steps: int) -> list[dict]:
-        """Complete runs of so many steps, one a seed; those that are kept are not run again."""
+        """Complete runs of this many steps, one per seed; those in `kept` are not run again."""
         runs = self.kept.setdefault("runs", [])
         for seed in self.seeds:
             if not any((r["who"], r["steps"], r["seed"]) == (who, steps, seed) for r in runs):
@@ -164,7 +164,7 @@ class Race:
         return [run for run in runs if (run["who"], run["steps"]) == (who, steps)]
 
     def search(self, who: str, target: float) -> None:
-        """Runs that find the fewest steps of a grid after which `who` is at `target` or below."""
+        """Find, on a grid, the fewest steps after which `who` is at or below `target`."""
         steps, grid = float(self.steps), []
         while steps >= LEAST_STEPS:
             grid.append(round(steps))
@@ -173,7 +173,7 @@ class Race:
         bisect_left(grid, True, key=lambda steps: reaches(self.runs_of(who, steps), target))
 
     def run(self) -> None:
-        """All measurements that are not kept yet."""
+        """Make all measurements that are not in `kept` yet."""
         self.keep()
         self.measure_steps()
         self.measure_compiled_steps()
@@ -186,13 +186,13 @@ class Race:
 
 
 def race(folder: str, text: str, steps: int, seeds: int, kept: dict, keep: Callable) -> None:
-    """Train nanoGPT from the clone in `folder` and v4 on `text`, and put all that is measured into
+    """Train nanoGPT from the clone in `folder` and v4 on `text`, and put all measurements into
     `kept`: `text`, `tokenizers`, `parameters`, `step_seconds`, `compiled_step_seconds`,
     `written_a_second`, `runs`."""
     Race(load_nanogpt(folder), text, steps, seeds, kept, keep).run()
 
 
-# ---- telling ----
+# ---- reporting ----
 
 
 def bits_of(runs: list[dict]) -> float | None:
@@ -202,7 +202,7 @@ def bits_of(runs: list[dict]) -> float | None:
 
 
 def reaches(runs: list[dict], target: float) -> bool:
-    """Whether the mean of `runs` is at `target` or below."""
+    """Whether the mean of `runs` is at or below `target`."""
     bits = bits_of(runs)
     return bits is not None and bits <= target
 
@@ -218,20 +218,20 @@ def tell_bits(runs: list[dict]) -> str:
 
 
 def steps_in_their_seconds(kept: dict, who: str, steps: int) -> int:
-    """The steps that `who` takes, its tokenizer made, while nanoGPT takes `steps`."""
+    """The steps that `who` can take, after making its tokenizer, while nanoGPT takes `steps`."""
     seconds = steps * kept["step_seconds"][NANOGPT] - kept["tokenizers"][who]["seconds"]
     return max(1, round(seconds / kept["step_seconds"][who]))
 
 
 def seconds_of(kept: dict, who: str, steps: int) -> float:
-    """Seconds of `steps`, and of making the tokenizer where there is one."""
+    """The seconds for `steps`, plus those for making the tokenizer, if there is one."""
     made = kept["tokenizers"][who]["seconds"] if who in OURS else 0.0
     return steps * kept["step_seconds"][who] + made
 
 
 def summarize(kept: dict, steps: int) -> dict[str, dict]:
-    """For each trainer: what it reaches in nanoGPT's seconds (`equal`, runs) and when it reaches
-    what nanoGPT reaches (`reached`, the runs of the fewest such steps; none if it does not)."""
+    """For each trainer: its runs within nanoGPT's seconds (`equal`), and the shortest runs that
+    reach nanoGPT's score (`reached`; none if it does not)."""
     runs = {}
     for run in kept.get("runs", []):
         runs.setdefault(run["who"], {}).setdefault(run["steps"], []).append(run)
@@ -258,7 +258,7 @@ def summarize(kept: dict, steps: int) -> dict[str, dict]:
 
 
 def report(kept: dict, steps: int) -> str:
-    """The table, and what its numbers are."""
+    """The table, and what its numbers mean."""
     if "step_seconds" not in kept:
         return "nanoGPT: nothing is measured yet."
     rows, made = summarize(kept, steps), kept["tokenizers"]

@@ -2,7 +2,7 @@
 
     python benchmarks/report.py                    writes runs/report.html
 
-Made from committed results and the sources alone; nothing is trained, nothing fetched.
+Made only from committed results and the sources; nothing is trained or downloaded.
 """
 
 import difflib
@@ -37,7 +37,7 @@ from shared.files import ROOT, UserError, read_json, write_text
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
-INK = "#010203"  # stands for the colour of the page's text until the page is there
+INK = "#010203"  # placeholder for the colour of the page's text
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Options:
 
 
 def svg(figure: Figure, label: str) -> markupsafe.Markup:
-    """`figure` as SVG to stand in the page, its text and axes in the colour of the page's text."""
+    """`figure` as SVG to embed in the page, with text and axes in the colour of the page's text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
@@ -64,7 +64,7 @@ def svg(figure: Figure, label: str) -> markupsafe.Markup:
 
 
 def ink() -> dict[str, object]:
-    """Settings of matplotlib under which figures take the page's own colours and letters."""
+    """Settings of matplotlib that give figures the page's own colours and fonts."""
     inked = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color"
     return dict.fromkeys(inked.split(), INK) | {
         "svg.fonttype": "none",
@@ -77,10 +77,10 @@ def ink() -> dict[str, object]:
 
 
 def attention_scores(version: str, T: int) -> torch.Tensor | None:
-    """What a version's positions alone do to the attention scores, (heads or 1, T, T).
+    """The effect of a version's positions alone on the attention scores, (heads or 1, T, T).
 
-    Every query and every key is the same vector, of length 1, so that all that is left is what
-    rotation or bias make of the distance. None if the version does nothing to the scores.
+    All queries and keys are the same vector, of length 1, so that only the effect of rotation or
+    bias with distance is left. None if the version does nothing to the scores.
     """
     module = load_version(version)
     if not hasattr(module, "Position"):
@@ -101,7 +101,7 @@ def attention_scores(version: str, T: int) -> torch.Tensor | None:
 
 
 def draw_scores(version: str, scores: torch.Tensor) -> Figure:
-    """A head's scores as a picture of queries and keys, and all heads' against the distance."""
+    """One head's scores as an image of queries and keys, and all heads' scores by distance."""
     figure, (left, right) = pictures.axes_of(2, width=4, height=3.2)
     heads, T = scores.shape[0], scores.shape[-1]
     shown = scores[heads // 2]
@@ -120,7 +120,7 @@ def draw_scores(version: str, scores: torch.Tensor) -> Figure:
 
 
 def draw_map(tokens: list[dict]) -> Figure:
-    """The tokens at their places, coloured by what they are made of."""
+    """The tokens on the map, coloured by the kind of their characters."""
     figure, (axes,) = pictures.axes_of(1, width=9, height=6.5)
     kinds = {
         "a word or the start of one": lambda t: t.startswith(" ") and t[1:].isalpha(),
@@ -144,7 +144,7 @@ def draw_map(tokens: list[dict]) -> Figure:
 
 
 def visible(token: str) -> str:
-    """A token with its blanks to be seen."""
+    """A token with its whitespace made visible."""
     marks = {" ": "·", "\n": "⏎", "\t": "⇥"}
     return "".join(marks.get(c, c) for c in token)
 
@@ -153,7 +153,7 @@ def visible(token: str) -> str:
 
 
 def code_lines(text: str) -> list[markupsafe.Markup]:
-    """Each line of Python in HTML, coloured as part of the whole `text`."""
+    """Each line of Python as HTML, highlighted as part of the whole `text`."""
     html = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
     return [markupsafe.Markup(line) for line in html.split("\n")]
 
@@ -182,7 +182,7 @@ def side_by_side(old: str, new: str) -> list[dict]:
 
 
 def step(before: str, after: str) -> dict:
-    """What changes from a version to the next: a diff for each section that differs."""
+    """What changes from one version to the next: a diff for each section that differs."""
     old, new = sections(before), sections(after)
     changed = []
     for name in new:
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         swept = RESULTS / options.sweep / "results.json"
         swept = read_json(swept) if swept.exists() else None
         if "exhibits" not in results or (swept and "points" not in swept):
-            raise UserError("--results is of compare.py, --sweep of sweep.py: see --help")
+            raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
         write_text(Path(options.out), page(results, swept))
         print(f"wrote {options.out}")
 

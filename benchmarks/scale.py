@@ -1,10 +1,10 @@
-"""From 10 MB to 2 GB: time and memory of learning a tokenizer, of encoding, and of reading batches.
+"""Time and memory of learning a tokenizer, of encoding and of reading batches, from 10 MB to 2 GB.
 
     python benchmarks/scale.py
 
-makes its text itself, in a temporary folder that it removes: prose of the embedded corpus's words,
-as frequent as there, and one word in 500 that was never seen before. Each measurement is a process
-of its own with one worker, so that its time and its peak memory are its own.
+generates its own text in a temporary folder and removes it: the words of the embedded corpus, with
+the same frequencies, and one word in 500 that was never seen before. Each measurement runs in its
+own process with one worker, so that its time and peak memory are its own.
 """
 
 import json
@@ -42,7 +42,7 @@ from shared.tokens import open_token_file
 from shared.words import whole_words
 
 TASKS = ("train", "encode", "batches")
-NEW_WORDS = 500  # one word in so many is new
+NEW_WORDS = 500  # one word in this many is new
 DOCUMENT = 1000  # words
 BATCHES = 1000
 
@@ -63,7 +63,7 @@ class Options:
 
 
 def make_text(path: Path, n_bytes: int) -> None:
-    """Write about `n_bytes` of prose, the same ones every time."""
+    """Write about `n_bytes` of text, the same every time."""
     counts = Counter(
         w for text in read_documents(load_corpus("pydocs").train) for w in text.split()
     )
@@ -79,7 +79,7 @@ def make_text(path: Path, n_bytes: int) -> None:
 
 
 def measure(task: str, text: str, vocab_size: str) -> dict:
-    """One task, in this process: its seconds, and the most memory it needed, in all and more."""
+    """Run one task in this process: its seconds, its peak memory, and the growth to that peak."""
     module = load_version("v4_modern")
     Tokenizer = module.Tokenizer
     tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
@@ -148,7 +148,7 @@ def report(results: dict) -> str:
 
 
 def draw(results: dict) -> Figure:
-    """Seconds and peak memory over the size of the text, with a line of what is proportional."""
+    """Seconds and peak memory against the size of the text, with a line for proportional growth."""
     figure, (time_axes, memory_axes) = axes_of(2)
     for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"open, {BATCHES:,} batches")):
         rows = [row for row in results["rows"] if row["task"] == task]

@@ -3,9 +3,9 @@
     python benchmarks/soak.py                     every version, 20,000 steps
     python benchmarks/soak.py --versions v4 --steps 100000
 
-Trains with evaluation and checkpoints, writes a sample now and then, and measures the process
+Trains with evaluation and checkpoints, generates a sample now and then, and measures the process
 between steps. Tables, picture and results.json go to benchmarks/results/soak/; `--readme` trains
-nothing and writes them from results.json. Memory and open files are Linux's /proc.
+nothing and rewrites them from results.json. Memory and open files are read from Linux's /proc.
 """
 
 import os
@@ -30,12 +30,12 @@ from shared.run import Run, machine_facts
 
 POINTS = 100  # measurements of a run
 SMALLER = SIZES | {"n_layers": 1, "width": 16, "head_size": 8, "feed_forward_size": 24}
-WARM_UP = 0.1  # share of a run whose memory is not part of the slope: allocators settle
+WARM_UP = 0.1  # the first part of a run, left out of the slope: allocators need to settle
 
 
 @dataclass
 class Options:
-    """Train tiny models for long, and measure the process."""
+    """Train tiny models for a long time and measure the process."""
 
     steps: int = 20_000  # of each run
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
@@ -47,8 +47,8 @@ class Options:
 
 
 def measure_child() -> None:
-    """What a child does: a version's main, measured between its steps; a JSON file of it at the
-    end, with the samples written now and then."""
+    """Run a version's main in a child process, measured between its steps; at the end, write a JSON
+    file of the measurements. Samples are generated now and then."""
     version, steps, path, *arguments = sys.argv[1:]
     module, every = load_version(version), int(steps) // POINTS
     log_step, points = Run.log_step, []
@@ -71,7 +71,7 @@ def measure_child() -> None:
 
 
 def process_state() -> dict[str, int]:
-    """Bytes of memory and open file handles of this process; matplotlib keeps its fonts open."""
+    """This process's bytes of memory and open files, except the fonts matplotlib keeps open."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     handles = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
     handles = [path for path in handles if not path.endswith(".ttf")]
@@ -104,7 +104,7 @@ def soak(options: Options) -> dict:
 
 
 def slope(points: Sequence[dict]) -> float:
-    """Bytes of memory that a step adds: least squares, after the warm-up."""
+    """Bytes of memory that each step adds: least squares, after the warm-up."""
     settled = points[int(WARM_UP * len(points)) :]
     return float(np.polyfit([p["step"] for p in settled], [p["memory"] for p in settled], 1)[0])
 

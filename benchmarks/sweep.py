@@ -5,10 +5,10 @@
     python benchmarks/sweep.py --ablate                          v4 without each of its parts
     python benchmarks/sweep.py --larger                          its rates in longer, larger runs
 
-Each takes the version as it ships, changes one thing by factors, and trains on the same number of
-bytes of text (`--larger` also on ten times as many). What is taken away, and what stands in its
-place, is in ablations.py. Finished runs are not run again. `--readme` trains nothing and writes the
-tables from results.json, the README's too.
+Each takes the version as it ships, changes one thing by several factors, and trains on the same
+number of bytes of text (`--larger` also on ten times as many). The ablations are in ablations.py.
+Finished runs are not run again. `--readme` trains nothing and rewrites the tables from results.json
+(also the README's).
 """
 
 import json
@@ -51,10 +51,10 @@ FACTORS = {
     "learning_rate": (0.2, 1, 5, 25, 125),  # all rates of the version together
     "batch_size": (0.25, 0.5, 1, 2, 4),
     "vocab_size": (0.25, 0.5, 1, 2, 4),
-    "context_length": (0.25, 0.5, 1, 2, 4),  # with windows a step the other way: as many tokens
+    "context_length": (0.25, 0.5, 1, 2, 4),  # batch size changes inversely: as many tokens per step
 }
-# v4's rates are for any length and size, by the rule in its file: so no factor should be better
-# than 1, whatever is ten times as large. What that changes, with "bytes" of text as a factor.
+# v4's rates are meant to suit any length and size, by the rule in its file: no factor should beat
+# 1, whatever is ten times as large. These options are changed ("bytes" of text: by this factor).
 LARGER = {
     "learning rate, short runs": {},
     "learning rate, ten times as long": {"bytes": 10},
@@ -67,13 +67,13 @@ LARGER = {
     },
 }
 LARGER_FACTORS = (0.5, 1, 2)
-# How train.py says that its numbers are none any more.
+# How train.py reports non-finite numbers.
 DIVERGED = ("the loss is", "the weights are not finite")
 
 
 @dataclass
 class Options:
-    """Change one thing of a version at a time and see what it does to bits per byte."""
+    """Change one setting of a version at a time and see how it affects bits per byte."""
 
     version: str = VERSIONS[-1]  # which to sweep
     what: tuple[str, ...] = ()  # learning_rate batch_size vocab_size context_length; all if none
@@ -94,9 +94,9 @@ class Options:
             raise UserError(f"--version {self.version}: one of {', '.join(VERSIONS)}")
         self.version = matching[0]
         if self.ablate and self.version != ablations.VERSION:
-            raise UserError(f"--ablate takes parts away from {ablations.VERSION} alone")
+            raise UserError(f"--ablate only removes parts of {ablations.VERSION}")
         if self.larger and (self.ablate or self.what or self.version != VERSIONS[-1]):
-            raise UserError(f"--larger is of {VERSIONS[-1]}, and without --ablate and --what")
+            raise UserError(f"--larger is only for {VERSIONS[-1]}, without --ablate and --what")
         known = ablations.ABLATIONS if self.ablate else FACTORS
         for what in self.what:
             if what not in known:
@@ -158,7 +158,7 @@ def sweep(options: Options) -> dict:
 
 
 def plan(options: Options) -> list[dict]:
-    """Each value to try: `what` it is of, the `value`, its `factor`, and the `options` of a run."""
+    """Each value to try: `what` it changes, the `value`, its `factor`, and the run's `options`."""
     config = load_version(options.version).Config()
     points = []
     for what in options.what or FACTORS:
@@ -175,7 +175,7 @@ def plan(options: Options) -> list[dict]:
 
 
 def plan_ablations(options: Options) -> list[dict]:
-    """v4 as it is, then without each part: `what` is taken away, and the `options` of a run."""
+    """v4 as it is, then without each part: `what` is removed, and the `options` of a run."""
     config = load_version(options.version).Config()
     points = [{"what": "", "options": full_settings(options, {})}]
     for what in tqdm(options.what or ablations.ABLATIONS, desc="preparing", leave=False):
@@ -202,16 +202,16 @@ def full_settings(
     options: Options, changes: dict[str, object], times: float = 1
 ) -> dict[str, object]:
     """The options of a run: the `changes`, and the steps in which it sees its share of text, or
-    so many `times` as much."""
+    `times` as much."""
     settings = {"data": options.data} | changes
     steps = steps_for_bytes(options.version, options.bytes * times, settings)
     return settings | {"steps": steps, "evaluate_every": steps}
 
 
 def run_one(version: str, folder: Path, settings: dict[str, object], threads: int) -> dict:
-    """The record of a run, or {"diverged": why} if its loss became no number.
+    """The record of a run, or {"diverged": why} if its loss became non-finite.
 
-    A setting called "ablate" is none of train.py's, but of the program that patches it.
+    The setting "ablate" is not an option of train.py but of the program that patches it.
     """
     program = Path(ablations.__file__) if "ablate" in settings else None
     out = folder / f"{version}-{json_sha256([settings, threads])[:12]}"
@@ -227,11 +227,11 @@ def run_one(version: str, folder: Path, settings: dict[str, object], threads: in
         return read_json(ended)
 
 
-# ---- telling ----
+# ---- reporting ----
 
 
 def summarize(points: list[dict]) -> list[dict]:
-    """For each point mean and spread of bits per byte; None if any of its runs diverged."""
+    """For each point, mean and spread of bits per byte; None if any of its runs diverged."""
     rows = []
     for point in points:
         diverged = sum(map(has_diverged, point["runs"]))
@@ -254,7 +254,7 @@ def summarize(points: list[dict]) -> list[dict]:
 
 
 def finding(what: str, rows: list[dict]) -> str:
-    """What an experiment shows, in a sentence of its numbers."""
+    """What an experiment shows, as a sentence with its numbers."""
     whole = [row for row in rows if not row["diverged"]]
     if not whole:
         return f"**{title(what)}**: every value diverged."

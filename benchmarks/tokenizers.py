@@ -1,11 +1,11 @@
-"""Speed of tokenizers, side by side: ours and those that people pick instead.
+"""Tokenizer speed, side by side: ours and the ones people usually pick.
 
     python benchmarks/tokenizers.py --sizes 1 30 200
 
-Each measurement is a process of its own, on one core or on all; contestants take turns, and the
-median of `--repeats` turns counts, in CPU seconds on one core and in seconds on all. Encoders work
-with the vocabulary that v4 learned, and their ids are compared before a speed is printed (but
-rustbpe's, which reads no vocabulary and learns its own).
+Each measurement runs in its own process, on one core or on all; contestants take turns, and the
+median of `--repeats` turns counts: CPU seconds on one core, elapsed seconds on all. Encoders use
+the vocabulary that v4 learned, and their ids are compared before a speed is printed (except
+rustbpe's, which cannot load a vocabulary and learns its own).
 Peers that are not installed are left out: `pip install tiktoken tokenizers rustbpe bpeasy`.
 """
 
@@ -53,8 +53,8 @@ from shared.run import machine_facts
 from shared.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LONG = 20  # seconds of a turn after which a contestant gets no other
-# MB beyond which a contestant is left out: it would take hours (to encode, minutes).
+LONG = 20  # a contestant whose turn takes more seconds gets only one
+# MB beyond which a contestant is left out: it would take hours (or minutes, for encoding).
 SLOW = {("train", "v2"): 0.1, ("encode", "v2"): 2}
 
 
@@ -81,9 +81,9 @@ class Options:
 
 
 def this_machines_text(n_bytes: int) -> str:
-    """Text that this machine has, of about `n_bytes`: the embedded corpus, Python's sources and
-    those of its packages, what lies under /usr/share; when that is used up, its lines again in
-    another order. The same machine gives the same text."""
+    """About `n_bytes` of text found on this machine: the embedded corpus, the sources of Python and
+    its packages, and /usr/share; when that is used up, its lines again in another order. The same
+    machine always gives the same text."""
     texts, size = [], 0
     for text in candidates():
         texts.append(text)
@@ -100,7 +100,7 @@ def this_machines_text(n_bytes: int) -> str:
 
 
 def candidates() -> Iterator[str]:
-    """Texts in an order that mixes them: by the hash of their names."""
+    """Texts in a mixed order: sorted by the hash of their names."""
     yield from read_documents(load_corpus("pydocs").train)
     folders = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "/usr/share"]
     kinds = {".py", ".txt", ".md", ".rst", ".html", ".po", ".xml"}
@@ -239,13 +239,13 @@ SAME_IDS = ("v2", "v4", "tiktoken", "tokenizers")  # all of one vocabulary
 
 
 def clocks() -> tuple[float, float]:
-    """CPU seconds of this process, all its threads and children included, and seconds."""
+    """CPU seconds of this process with all its threads and children, and elapsed seconds."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime, time.perf_counter()
 
 
 def timed(work: Callable[[], object]) -> tuple[object, dict[str, float]]:
-    """What `work` returns, and the CPU seconds and seconds it took."""
+    """What `work` returns, and the CPU seconds and elapsed seconds it took."""
     before = clocks()
     result = work()
     cpu, seconds = (after - start for after, start in zip(clocks(), before))
@@ -268,7 +268,7 @@ def measure(task: str, who: str, text_file: str, vocab_size: str, ours_file: str
 
 
 def turn(arguments: list[str], cores: int) -> dict:
-    """`measure` in a new process that has so many `cores`."""
+    """`measure` in a new process with this many `cores`."""
     environment = dict(os.environ, RAYON_NUM_THREADS=str(cores), OMP_NUM_THREADS=str(cores))
     environment["TOKENIZERS_PARALLELISM"] = "true" if cores > 1 else "false"
     command = [sys.executable, __file__, "--measure", *arguments]
@@ -340,7 +340,7 @@ def compare_at(
     return rows
 
 
-# ---- telling ----
+# ---- reporting ----
 
 TASKS = {"train": "train", "cold": "encode, nothing seen before", "warm": "encode again"}
 
@@ -354,18 +354,18 @@ def groups(results: dict) -> dict[tuple[int, int], list[dict]]:
 
 
 def clock(cores: int) -> str:
-    """What counts: on one core the time of the CPU, on several the time on the wall."""
+    """The time that counts: CPU time on one core, wall-clock time on several."""
     return "cpu" if cores == 1 else "seconds"
 
 
 def ratio(row: dict, rows: list[dict]) -> float:
-    """v4's time as a share of this row's."""
+    """v4's time as a fraction of this row's."""
     ours = next(r for r in rows if (r["task"], r["who"]) == (row["task"], "v4"))
     return ours[clock(row["cores"])] / row[clock(row["cores"])]
 
 
 def report(results: dict) -> str:
-    """v4's time as a share of each peer's, and all that was measured."""
+    """v4's time as a fraction of each peer's, and all that was measured."""
     measured = groups(results)
     heads = [f"{b / 1e6:g} MB" + (f", {c} cores" if c > 1 else "") for b, c in measured]
     shares = [["v4's time, as a share of", *heads]]
@@ -406,7 +406,7 @@ def report(results: dict) -> str:
 
 
 def draw(results: dict) -> Figure:
-    """MB/s of all, a panel for each task, a dot for each tokenizer at each size."""
+    """MB/s: one panel per task, with a dot for each tokenizer at each size."""
     measured = groups(results)
     figure, panels = axes_of(len(TASKS), height=3.6)
     width = 0.8 / len(measured)

@@ -1,5 +1,5 @@
-"""Two trainers to run side by side in one process: v4, by its own functions, and nanoGPT, whose
-model is read from a clone that a user has. Both train on the CPU."""
+"""Two trainers to run side by side in one process: v4, with its own functions, and nanoGPT, whose
+model is loaded from the user's clone. Both train on the CPU."""
 
 import importlib.util
 import io
@@ -23,7 +23,7 @@ from shared.run import keep_freed_memory
 from shared.tokens import Tokenizer, random_windows, windows_in_order
 
 V4 = "v4_modern"
-SCORED_WINDOWS = 64  # scored at a time
+SCORED_WINDOWS = 64  # windows scored at a time
 
 # What nanoGPT's README gives to train by characters on a CPU ("I only have a macbook"), and what
 # its train.py and config/train_shakespeare_char.py add to that.
@@ -35,8 +35,8 @@ NANOGPT_DECAY, NANOGPT_BETAS, NANOGPT_CLIP = 0.1, (0.9, 0.99), 1.0
 
 
 class V4Trainer:
-    """v4 in training. Its `training_step` reads `model`, `replica`, `optimizers`, `device`, `step`
-    of this, as of a Run; its rates fall to the end of `config.steps`."""
+    """v4 in training. Its `training_step` uses this in place of a Run: `model`, `replica`,
+    `optimizers`, `device` and `step`. Its rates fall until the end of `config.steps`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class V4Trainer:
         keep_freed_memory()  # as a Run does; nanoGPT beside it gains as much
 
     def train_step(self) -> float:
-        """Take one step; the loss in nats a token."""
+        """Take one step; return the loss in nats per token."""
         loss = float(self.module.training_step(self, self.train_tokens, self.config))
         self.step += 1
         return loss
@@ -68,14 +68,14 @@ class V4Trainer:
         return nats / math.log(2) / n_bytes
 
     def write(self) -> None:
-        """Write `max_new_tokens`, each token read once; no token ends it."""
+        """Generate `max_new_tokens`, each token read once; no token stops it."""
         start = [self.tokenizer.special_tokens[END_OF_TEXT]]
         for _ in self.module.generate(self.model, start, self.config, stop=-1):
             pass
 
     @torch.no_grad()
     def write_uncached(self) -> None:
-        """The same without caches: for each token, the whole window is read again."""
+        """The same without caches: the whole window is read again for each token."""
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
         ids = [self.tokenizer.special_tokens[END_OF_TEXT]]
         self.model.eval()
@@ -85,7 +85,7 @@ class V4Trainer:
 
 
 def load_nanogpt(folder: str) -> ModuleType:
-    """nanoGPT's model.py from a clone in `folder`, which is not put on the path of imports."""
+    """nanoGPT's model.py from a clone in `folder`, which is not added to the import path."""
     path = Path(folder).expanduser() / "model.py"
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -104,8 +104,8 @@ def load_nanogpt(folder: str) -> ModuleType:
 class NanoGPTTrainer:
     """nanoGPT in training with its published configuration for a CPU.
 
-    Its model and its choice of optimizer are its own; batches are drawn as v4 draws them, which
-    takes less time than its train.py needs.
+    Its model and its choice of optimizer are its own; batches are drawn as in v4, which is faster
+    than in its own train.py.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class NanoGPTTrainer:
             )
 
     def learning_rate(self) -> float:
-        """Up in a line, then down along a cosine to a tenth."""
+        """Linear warmup, then cosine decay to a tenth of the peak."""
         if self.step < NANOGPT_WARM_UP:
             return NANOGPT_RATE * (self.step + 1) / (NANOGPT_WARM_UP + 1)
         done = (self.step - NANOGPT_WARM_UP) / max(1, self.steps - NANOGPT_WARM_UP)
@@ -140,7 +140,7 @@ class NanoGPTTrainer:
         return NANOGPT_LAST_RATE + (NANOGPT_RATE - NANOGPT_LAST_RATE) * left
 
     def train_step(self) -> float:
-        """Take one step; the loss in nats a character."""
+        """Take one step; return the loss in nats per character."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         chance = np.random.default_rng((self.seed, self.step))
@@ -166,7 +166,7 @@ class NanoGPTTrainer:
         return nats / math.log(2) / self.val_bytes
 
     def write(self, count: int) -> None:
-        """Write so many characters with its own `generate`."""
+        """Generate this many characters with its own `generate`."""
         self.model.eval().generate(torch.zeros(1, 1, dtype=torch.long), count)
 
 
@@ -178,9 +178,9 @@ def parameters(trainer: Trainer) -> int:
 
 
 def complete_run(trainer: Trainer, steps: int, looks: int = 0) -> dict:
-    """Train for `steps`: the bits per byte at the end, and at so many `looks` before, evenly.
+    """Train for `steps`: the bits per byte at the end, and at `looks` evenly spaced steps before.
 
-    A loss that is no number ends the run: its bits are None, and `diverged` is the step.
+    A non-finite loss ends the run: its bits are None, and `diverged` is the step.
     """
     looked_at = {steps * look // looks for look in range(looks)} if looks else set()
     curve = []
@@ -195,8 +195,8 @@ def complete_run(trainer: Trainer, steps: int, looks: int = 0) -> dict:
 
 
 def interleave(work: dict[str, Callable[[], object]], turns: int, what: str) -> dict[str, float]:
-    """The median seconds of each of `work` over so many `turns`, all of them in each turn: what
-    else the machine does then slows all alike. A tenth more turns, at least one, warm up."""
+    """The median seconds of each of `work` over this many `turns`, each turn running all of them,
+    so that other load slows all alike. A tenth more turns, at least one, warm up."""
     seconds = {name: [] for name in work}
     for turn in tqdm(range(-max(1, turns // 10), turns), desc=what, leave=False):
         for name, do in work.items():

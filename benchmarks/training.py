@@ -1,12 +1,12 @@
-"""Where a step of v4 goes, how much of the machine it uses, and how it does beside nanoGPT.
+"""Where v4's steps spend their time, how much of the machine they use, and v4 against nanoGPT.
 
     python benchmarks/training.py                            v4 alone
-    python benchmarks/training.py --processes 1 2            and by torchrun with so many processes
-    python benchmarks/training.py --nanogpt ../nanoGPT       and beside a clone of nanoGPT
+    python benchmarks/training.py --processes 1 2            also by torchrun, 1 and 2 processes
+    python benchmarks/training.py --nanogpt ../nanoGPT       also against a clone of nanoGPT
 
-Stopped, the same command goes on after what is finished; a further part is added to those that are.
-All is measured on the CPU. Tables, picture and results.json go to benchmarks/results/training/.
-`--readme` measures nothing: it writes the tables from results.json, the README's too.
+If stopped, run the same command again to resume; new parts are added to the finished ones. All is
+measured on the CPU. Tables, picture and results.json go to benchmarks/results/training/. `--readme`
+measures nothing: it rewrites the tables from results.json (also the README's).
 """
 
 import multiprocessing
@@ -56,11 +56,11 @@ from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.run import machine_facts, read_rows
 
-WARM_UP = 3  # steps before those that are timed
-PEAK_SIZES = (1024, 2048)  # of the square matrices whose products tell the machine's peak
+WARM_UP = 3  # untimed steps before the timed ones
+PEAK_SIZES = (1024, 2048)  # of the square matrices whose products give the machine's peak
 PEAK_EVERY = 10  # steps between such products
 WRITTEN, WRITTEN_CONTEXT, WRITE_TURNS = 500, 256, 3  # tokens written, with such a context
-MEMORY_STEPS = 5  # that find the peak of memory
+MEMORY_STEPS = 5  # steps to find peak memory
 WIDER, WIDER_STEPS = (2, 4), 10  # times v4's width, heads and batch; steps that are timed
 PROCESS_STEPS = 100  # of a run by torchrun
 PARTS = ("data", "forward and loss", "backward", "clipping")  # then the optimizers, by their names
@@ -98,10 +98,10 @@ class Options:
 
 @contextmanager
 def watched(trainer: V4Trainer, clock: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """What of `clock` each part of v4's own training step takes, while this is open.
+    """How much of `clock` each part of v4's own training step takes, in a `with` block.
 
-    The functions that a step calls are wrapped, so that it is the step itself that is measured,
-    not a copy of it. Of parts within parts, the outer one counts.
+    The functions that a step calls are wrapped, so that the step itself is measured, not a copy of
+    it. If parts are nested, the outer one counts.
     """
     places = [
         (trainer.module, "get_batch", PARTS[0]),
@@ -135,7 +135,7 @@ def watched(trainer: V4Trainer, clock: Callable[[], float]) -> Iterator[dict[str
 
 
 def split_step(trainer: V4Trainer, clock: Callable[[], float]) -> dict[str, float]:
-    """What of `clock` (seconds, or FLOPs so far) one step takes: each part, the rest, the whole."""
+    """How much of `clock` (seconds, or FLOPs so far) a step takes: each part, the rest, in all."""
     with watched(trainer, clock) as taken:
         before = clock()
         trainer.train_step()
@@ -144,15 +144,15 @@ def split_step(trainer: V4Trainer, clock: Callable[[], float]) -> dict[str, floa
 
 
 def count_flops(trainer: V4Trainer) -> dict[str, float]:
-    """The FLOPs of one step's matrix products, part by part: a multiplication and an addition are
-    two. Attention is spelled out, since the CPU's kernel for it is not counted; masked scores
-    count as others do, for they are computed."""
+    """The FLOPs of one step's matrix products, part by part; a multiplication and an addition are
+    two. Attention is written out, since the CPU's fused kernel is not counted; masked scores count
+    like all others, since they are computed."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         return split_step(trainer, counter.get_total_flops)
 
 
 def matrix_peak(size: int, dtype: str) -> float:
-    """FLOP/s of one product of two square matrices."""
+    """The FLOP/s of one product of two square matrices."""
     left, right, out = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(3))
     started = time.perf_counter()
     torch.mm(left, right, out=out)
@@ -160,7 +160,7 @@ def matrix_peak(size: int, dtype: str) -> float:
 
 
 def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]:
-    """The median seconds of a step's parts, and the best FLOP/s of matrix products made between
+    """The median seconds of a step's parts, and the best FLOP/s of matrix products computed between
     the steps, in the same minute."""
     taken, peak, dtype = [], 0.0, pick_dtype(trainer.config.dtype, trainer.device)
     for step in tqdm(range(-WARM_UP, steps), desc="steps", leave=False):
@@ -176,7 +176,7 @@ def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]
 
 
 def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
-    """A new v4 on a corpus, with the defaults but for `options`; the bytes that a token holds."""
+    """A new v4 on a corpus, with the defaults except for `options`, and the bytes per token."""
     module = load_version(V4)
     config = module.Config(data=data, device="cpu")
     tokenizer, corpus, *splits = module.load_data(config)
@@ -185,8 +185,8 @@ def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
 
 
 def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict[str, int]:
-    """Bytes that this process holds at most in some steps of v4, those it held before, and those
-    that a step keeps as --print-model tells."""
+    """Peak bytes of this process during some steps of v4, the bytes it held before, and those that
+    a step keeps according to --print-model."""
     torch.set_num_threads(threads)
     before = peak_memory()
     trainer, _ = make_v4(data, **options)
@@ -198,14 +198,14 @@ def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict
 
 
 def measure_memory(data: str, options: dict[str, int]) -> dict[str, int]:
-    """`memory_of_training` in a process whose memory is its own."""
+    """`memory_of_training` in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
 
 
 def measure_step(data: str, steps: int, **options: int) -> dict:
-    """The seconds and FLOPs of a step's parts, how many FLOP/s there are to be had, and memory."""
+    """The seconds and FLOPs of a step's parts, the FLOP/s the machine can reach, and memory."""
     trainer, bytes_a_token = make_v4(data, **options)
     config = trainer.config
     seconds, peak = time_steps(trainer, steps)
@@ -223,7 +223,7 @@ def measure_step(data: str, steps: int, **options: int) -> dict:
 
 
 def measure_wider(options: Options, times: int) -> dict:
-    """A step of a v4 of so many times the width, with a batch of as many times the windows."""
+    """A step of a v4 of several times the width, with as many times the windows per batch."""
     config = load_version(V4).Config()
     names = ("width", "n_heads", "n_kv_heads", "feed_forward_size", "batch_size")
     wider = {name: times * getattr(config, name) for name in names}
@@ -250,9 +250,9 @@ def measure_alone(options: Options) -> dict:
 
 
 def run_processes(count: int, folder: Path, options: Options) -> dict:
-    """v4 by torchrun with `count` processes of one thread; its tokens a second.
+    """Tokens per second of v4 under torchrun with `count` single-threaded processes.
 
-    The first row of metrics.jsonl is left out: its steps warm up.
+    The first row of metrics.jsonl is left out as warm-up.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +271,7 @@ def run_processes(count: int, folder: Path, options: Options) -> dict:
 
 
 def tokens_a_second(folder: Path) -> dict:
-    """Tokens of a step, and a second between the first and the last row of a finished run."""
+    """Tokens per step, and per second between the first and the last row of a finished run."""
     summary = read_json(folder / "summary.json")
     rows = [row for row in read_rows(folder / "metrics.jsonl") if "train_loss" in row]
     steps, seconds = (rows[-1][name] - rows[0][name] for name in ("step", "seconds"))
@@ -285,7 +285,7 @@ def tokens_a_second(folder: Path) -> dict:
 def measure(options: Options, folder: Path) -> dict:
     """All that is asked for and not kept in `folder` yet; what goes into results.json."""
     if options.nanogpt:
-        load_nanogpt(options.nanogpt)  # a wrong folder is refused before any work
+        load_nanogpt(options.nanogpt)  # UserError for a wrong folder before any work
         load_corpus(options.text)
     load_corpus(options.data)
     if options.fresh:
@@ -294,7 +294,7 @@ def measure(options: Options, folder: Path) -> dict:
         torch.set_num_threads(options.threads)
     names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")
     asked = {name: getattr(options, name) for name in names}
-    asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows of another do not go with ours
+    asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows in another dtype do not fit
     asked["format"] = 2  # nor do those of another form
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {"options": asked}
@@ -324,16 +324,16 @@ def measure(options: Options, folder: Path) -> dict:
 
 
 def without_paths(results: dict) -> dict:
-    """What is published: of the texts, which may be files of this machine, the names alone."""
+    """What may be published: only the names of the texts, which may be files on this machine."""
     names = {name: Path(results["options"][name]).name for name in ("text", "data")}
     return results | {"options": results["options"] | names}
 
 
-# ---- telling ----
+# ---- reporting ----
 
 
 def summarize(step: dict) -> dict:
-    """What a step comes to: the share of each part, and of the machine's peak in its FLOPs."""
+    """A step in summary: each part's share, and its FLOP/s as a share of the machine's peak."""
     seconds, flops = step["seconds"], step["flops"]
     whole, peak = seconds[WHOLE], step["peak_flops_a_second"]
     of_model = flops["forward and loss"] + flops["backward"]
@@ -385,7 +385,7 @@ def report_alone(alone: dict) -> str:
 
 
 def report_wider(rows: list[dict]) -> str:
-    """The share of the machine's peak, the wider the model the more; and the memory."""
+    """The share of the machine's peak, which grows with the model's width; and the memory."""
     head = ["width", "parameters", "tokens a step", "milliseconds", "GFLOP/s (of the peak)"]
     head += ["of the model alone (MFU)", "MB before", "MB kept in a step", "MB at most"]
     table = [head]
