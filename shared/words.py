@@ -180,6 +180,29 @@ def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> 
     return start
 
 
+def block_end(data: bytes, start: int, size: int, fixed: np.ndarray) -> int:
+    """The end of a block of UTF-8 `data` that begins at `start` and has at most `size` bytes; a
+    longer word gets a larger block."""
+    end = start
+    while end == start:
+        end = len(data)
+        if start + size < end:
+            end = safe_cut(data, start, start + size, fixed)
+        size *= 2
+    return end
+
+
+def in_pieces(data: bytes, special_tokens: Sequence[bytes]) -> Iterator[bytes]:
+    """UTF-8 `data` in pieces of at most PIECE bytes (or one longer word), cut where words end and
+    not inside a special token."""
+    start, is_long = 0, len(data) > PIECE
+    specials = find_special(data, special_tokens)[:, :2] if is_long else NOTHING
+    while start < len(data):
+        end = block_end(data, start, PIECE, specials)
+        yield data[start:end]
+        start = end
+
+
 def character_start(data: bytes, at: int) -> int:
     """Where the character that contains byte `at` begins."""
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
@@ -230,12 +253,7 @@ class WordNumbers:
         """
         found, start = [np.zeros(0, np.int32)], 0
         while start < len(data):
-            size, end = self.block, start
-            while end == start:  # a word longer than a block gets a larger block
-                end = len(data)
-                if start + size < end:
-                    end = safe_cut(data, start, start + size, fixed)
-                size *= 2
+            end = block_end(data, start, self.block, fixed)
             first, last = fixed[:, 0].searchsorted((start, end))
             found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
             start, self.block = end, min(2 * self.block, BLOCK)
@@ -367,17 +385,18 @@ class CutTexts:
     recognized.
     """
 
-    def __init__(self, special_tokens: dict[str, int]) -> None:
+    def __init__(self, special_tokens: dict[str, int], vocab_size: int) -> None:
         if "" in special_tokens:
             raise ValueError("an empty special token would be everywhere")
-        self.special_tokens, self.waiting = special_tokens, deque()
+        self.special_tokens, self.vocab_size, self.waiting = special_tokens, vocab_size, deque()
+        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         self.forget()
 
     def forget(self) -> None:
         """Start over. The first rows are the special tokens', followed by one for each word."""
-        self.numbers, self.rows = WordNumbers(), Rows()
-        ids = np.array(list(self.special_tokens.values()), np.uint32)
+        self.numbers, self.rows = WordNumbers(), Rows(self.dtype)
+        ids = np.array(list(self.special_tokens.values()), self.dtype)
         self.rows.append(ids, np.ones_like(ids, np.int64))
 
     def cut(self, text: str | bytes) -> list[bytes]:
@@ -394,13 +413,13 @@ class CutTexts:
         return self.numbers.words[known:]
 
     def lay(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The ids, (N,) uint32, of the text that has waited longest, given the `ids` of its new
-        words, concatenated, and their `lengths`."""
+        """The ids, (N,), of the text that has waited longest, given the `ids` of its new words,
+        concatenated, and their `lengths`."""
         rows, numbers = self.waiting.popleft()
         rows.append(ids, lengths)
         parts = range(0, len(numbers), MANY_WORDS)
         laid = [rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
-        return np.concatenate([np.zeros(0, np.uint32), *laid])
+        return np.concatenate([np.zeros(0, self.dtype), *laid])
 
 
 class WordIds:
@@ -413,15 +432,19 @@ class WordIds:
         self,
         merge: Callable[[list[bytes]], tuple[np.ndarray, np.ndarray]],
         special_tokens: dict[str, int],
+        vocab_size: int,
     ) -> None:
-        self.merge, self.texts = merge, CutTexts(special_tokens)
+        self.merge, self.texts = merge, CutTexts(special_tokens, vocab_size)
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """The ids of `text`, (N,) uint32."""
+        """The ids of `text`, (N,) uint16 or uint32."""
+        # A long text in pieces: new memory for the whole of it would take a fifth of the time.
+        pieces = in_pieces(utf8(text), self.texts.special_bytes)
         try:
-            return self.texts.lay(*self.merge_all(self.texts.cut(text)))
+            laid = [self.texts.lay(*self.merge_all(self.texts.cut(piece))) for piece in pieces]
+            return np.concatenate([np.zeros(0, self.texts.dtype), *laid])
         except BaseException:  # such as Ctrl-C: no text may be left waiting
-            self.texts = CutTexts(self.texts.special_tokens)
+            self.texts = CutTexts(self.texts.special_tokens, self.texts.vocab_size)
             raise
 
     def merge_all(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -435,9 +458,9 @@ class WordIds:
 class Rows:
     """Non-empty rows of ids of different lengths, stored one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: np.dtype) -> None:
         self.count, self.used = 0, 0
-        self.ids, self.firsts = np.zeros((2, 1), np.uint32)
+        self.ids, self.firsts = np.zeros((2, 1), dtype)
         self.starts, self.lengths = np.zeros((2, 1), np.int64)
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
@@ -455,7 +478,7 @@ class Rows:
         all first ids are laid at once, and then the rest of the longer rows."""
         lengths = self.lengths.take(numbers)
         starts = np.cumsum(lengths)
-        ids = np.empty(starts[-1] if len(starts) else 0, np.uint32)
+        ids = np.empty(starts[-1] if len(starts) else 0, self.ids.dtype)
         starts -= lengths
         ids[starts] = self.firsts.take(numbers)
         longer = np.flatnonzero(lengths > 1)

@@ -26,12 +26,12 @@ def count(special_tokens: list[str], tasks: Iterator[Any]) -> Iterator[Any]:
     yield counts.numbers.words, counts.counts.tolist()
 
 
-def encode(special_tokens: dict[str, int], tasks: Iterator[Any]) -> Iterator[Any]:
+def encode(special_tokens: dict[str, int], vocab_size: int, tasks: Iterator[Any]) -> Iterator[Any]:
     """For each task, lay the ids of the text before the last one, cut the next one, and yield those
     ids and its new words."""
-    texts = CutTexts(special_tokens)
+    texts = CutTexts(special_tokens, vocab_size)
     new = texts.cut(b"") + texts.cut(b"")  # as if two texts without words came first
-    yield np.zeros(0, np.uint32), new
+    yield np.zeros(0, texts.dtype), new
     for merged, text in tasks:
         yield texts.lay(*merged), texts.cut(text)
 
@@ -52,9 +52,9 @@ def work() -> None:
     # sys.stdout may be unbuffered (-u), and then writes may be partial.
     answers = open(sys.stdout.fileno(), "wb", closefd=False)
     try:
-        name, special_tokens = pickle.load(sys.stdin.buffer)
+        name, *arguments = pickle.load(sys.stdin.buffer)
         job = {"count": count, "encode": encode}[name]
-        for answer in job(special_tokens, tasks()):
+        for answer in job(*arguments, tasks()):
             dump(answer, answers)
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # without touching the broken pipe again

@@ -78,7 +78,7 @@ def count_words(
 def encode_texts(
     texts: Iterable[str | bytes], words: WordIds, workers: int = 0
 ) -> Iterator[np.ndarray]:
-    """The ids of each of the `texts`, (N,) uint32, in order.
+    """The ids of each of the `texts`, (N,) uint16 or uint32, in order.
 
     Many texts are shared among `workers` processes; 0: one per core. The ids do not depend on that.
     """
@@ -87,7 +87,8 @@ def encode_texts(
     if workers == 1:
         yield from map(words.encode, texts)
         return
-    with crew(workers, worker.encode, words.texts.special_tokens) as processes:
+    known = words.texts
+    with crew(workers, worker.encode, known.special_tokens, known.vocab_size) as processes:
         merged = {process: words.merge_all([]) for process in processes}
         delay = 3 * workers  # turns until the ids of a text arrive
         turns = zip(cycle(processes), chain(texts, repeat(b"", delay)))
@@ -130,9 +131,7 @@ GONE = "a worker process was killed (out of memory?): try --workers 1"
 
 
 @contextmanager
-def crew(
-    workers: int, job: Callable, special_tokens: Iterable[str]
-) -> Iterator[list[subprocess.Popen]]:
+def crew(workers: int, job: Callable, *arguments: Any) -> Iterator[list[subprocess.Popen]]:
     """`workers` processes that do a `job`, a function of shared/worker.py, in a `with` block."""
     command = [sys.executable, str(Path(worker.__file__).resolve())]
     one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
@@ -142,7 +141,7 @@ def crew(
         for _ in range(workers):
             processes.append(subprocess.Popen(command, env=one_thread, **pipes))
         for process in processes:
-            send(process, (job.__name__, special_tokens))
+            send(process, (job.__name__, *arguments))
         yield processes
     finally:
         for process in processes:

@@ -207,6 +207,14 @@ def test_no_special_tokens_and_doubled_ones():
     assert v4.Tokenizer([], ["<|a|>", "<|a|>"]).special_tokens == {"<|a|>": 256}
 
 
+@pytest.mark.parametrize("vocab_size", [2**16, 2**16 + 1])
+def test_ids_are_as_small_as_the_vocabulary_allows(vocab_size):
+    tokenizer = v4.Tokenizer([], [f"<{i}>" for i in range(vocab_size - 256)])
+    ids = tokenizer.encode_array(f"a<{vocab_size - 257}>")
+    assert ids.tolist() == [ord("a"), vocab_size - 1]
+    assert ids.itemsize == (2 if vocab_size == 2**16 else 4)
+
+
 def test_special_tokens_are_not_learned_from():
     with_specials = v4.Tokenizer.train(["ab<|endoftext|>ab<|endoftext|>"], 300)
     assert with_specials.merges == v4.Tokenizer.train(["ab", "ab"], 300).merges

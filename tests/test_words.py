@@ -145,7 +145,7 @@ def test_texts_are_laid_as_they_were_cut(texts, ahead, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "MOST_WORDS", most)
         patch.setattr(words, "MANY_WORDS", 3)
-        waiting = CutTexts({"<|b|>": 257, "<|a|>": 256})
+        waiting = CutTexts({"<|b|>": 257, "<|a|>": 256}, 258)
         for text in texts + [""] * ahead:
             asked.append(waiting.cut(text))
             if len(asked) > ahead:
@@ -160,6 +160,24 @@ def test_texts_are_laid_as_they_were_cut(texts, ahead, most):
         assert Counter(sum(asked, [])) == Counter({w.encode("utf-8") for of in of_each for w in of})
 
 
+@given(st.lists(TEXTS, min_size=1), st.sampled_from([1, 7, 30]))
+def test_a_text_longer_than_a_piece_is_cut_where_words_end(parts, size):
+    asked = []
+
+    def merge(new):
+        asked.extend(new)
+        return spelled(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "PIECE", size)
+        ids = WordIds(merge, {"<|a|>": 256}, 257).encode("<|a|>".join(parts))
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]
+    assert Counter(asked) == Counter(
+        {w.encode("utf-8") for part in parts for w in GPT2.findall(part)}
+    )
+
+
 def test_a_merge_that_is_interrupted_is_asked_for_again():
     asked = []
 
@@ -169,7 +187,7 @@ def test_a_merge_that_is_interrupted_is_asked_for_again():
             raise KeyboardInterrupt
         return spelled(new)
 
-    ids = WordIds(merge, {})
+    ids = WordIds(merge, {}, 256)
     assert ids.encode("a b").tolist() == [*b"a b"]
     with pytest.raises(KeyboardInterrupt):
         ids.encode("b c")
@@ -180,7 +198,7 @@ def test_a_merge_that_is_interrupted_is_asked_for_again():
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1), st.data())
 def test_rows(rows, data):
     cut = data.draw(st.integers(0, len(rows)))
-    table = Rows()
+    table = Rows(np.dtype(np.uint8))
     for some in (rows[:cut], rows[cut:]):
         ids = np.array([i for row in some for i in row], np.int64)
         table.append(ids, np.array([len(row) for row in some], np.int64))

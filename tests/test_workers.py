@@ -98,7 +98,7 @@ def test_a_worker_that_is_paused_in_mid_answer_tells_all_of_it():
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
-        workers.worker.dump(("encode", {}), process.stdin)
+        workers.worker.dump(("encode", {}, 256), process.stdin)
         pickle.load(process.stdout)
         words = {b" " + bytes(letters) for letters in product(b"abcdefghi", repeat=5)}
         workers.worker.dump(

@@ -126,7 +126,7 @@ class Tokenizer:
             self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
         self.ranks = PairRanks(self.merges)
-        self.words = WordIds(self.merge_words, self.special_tokens)
+        self.words = WordIds(self.merge_words, self.special_tokens, self.vocab_size)
 
     @classmethod
     @no_garbage_collection()
@@ -229,7 +229,7 @@ class Tokenizer:
             ids = np.delete(ids, at + 1)
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text`, (N,) uint32; a lone surrogate is encoded as U+FFFD."""
+        """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
         return self.words.encode(text)
 
     def encode(self, text: str) -> list[int]:
