@@ -388,10 +388,10 @@ def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials
         saved = torch.load(out / "checkpoint.pt", weights_only=True)
         lost = one_line_lacks(status, errors, "step")
         if not all(tensor.isfinite().all() for tensor in tensors_in(saved["states"])):
-            lost = "a checkpoint of weights that are no numbers"
+            lost = "a checkpoint of weights that are not finite"
         if saved["progress"]["step"] != at // 3 * 3:
             lost = f"the checkpoint of step {at // 3 * 3}"
-        yield "weights that are no numbers", "refused", lost
+        yield "weights that are not finite", "refused", lost
 
 
 def two(subject: Subject, chance: random.Random, options: Options) -> Trials:

@@ -301,7 +301,7 @@ def report(results: dict) -> str:
     findings = "\n".join(f"- {finding(what, of[what])}" for what in whats)
     tables = "\n\n".join(table(what, of[what]) for what in whats)
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
-    says = "Diverged: a loss that is no number, or is above an untrained model's in the last steps."
+    says = "Diverged: the loss is not finite, or in the last steps above an untrained model's."
     if any("bytes" in LARGER.get(what, {}) for what in whats):
         says = f"Ten times as long: ten times the steps, on ten times the text. {says}"
     depends = f"{what_it_depends_on(results, runs)} {says}"

@@ -1,4 +1,4 @@
-"""v3: merges within English words alone, no tokens that only help to make others, ALiBi.
+"""v3: merges only within English words, no tokens that only help to build others, ALiBi.
 
 New since v2 (sections 1, 2, 5): the vocabulary is spent on English words, and on no token that
 rarely occurs on its own (Scaffold-BPE); positions are encoded by a penalty on distance, so that the
