@@ -137,7 +137,8 @@ def report(results: dict) -> str:
         )
     depends = (
         f"{results['steps']:,} steps of a tiny model with {POINTS} evaluations and checkpoints, "
-        f"whose time is in a step's, and {POINTS // 10} samples. "
+        f"whose time is in a step's, and {POINTS // 10} samples. loss.png is first redrawn after a "
+        "minute: that keeps some MB, once. "
         f"{on_machine(results['machine'])}."
     )
     return f"{markdown(rows)}\n\n{depends}"
