@@ -60,6 +60,8 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     elif getattr(config, "init_from", ""):
         config = _with_sizes_of(config.init_from, config_class, arguments)
+    elif getattr(config, "tokenizer", ""):
+        config = _with_tokenizer(config)
     if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
         path = Path(os.path.expanduser(config.data)).resolve()
         if not config.sample and os.path.isdir(path) and Path(out).resolve().is_relative_to(path):
@@ -86,7 +88,19 @@ def _with_sizes_of(
         if getattr(config, name) != sizes[name]:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {getattr(config, name)}: the model has {sizes[name]}")
+    if config.tokenizer:
+        raise UserError("--tokenizer: the model of --init-from has its own")
     return replace(config, init_from=folder)
+
+
+def _with_tokenizer(config: ConfigType) -> ConfigType:
+    """`config` with the whole path of --tokenizer; the size of the vocabulary is what that has."""
+    path = Path(config.tokenizer).expanduser().resolve()  # --resume may come from another folder
+    if not path.is_file():
+        raise UserError(f"--tokenizer {path} is not a file")
+    if config.vocab_size != type(config).vocab_size:
+        raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
+    return replace(config, tokenizer=str(path), vocab_size=0)
 
 
 def _check_folder(out: Path) -> None:
@@ -300,18 +314,22 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if has else "float32"
 
 
-def resumed_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
-    """With --resume, the tokenizer of the resumed run; with --init-from, that of the model."""
+def given_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
+    """With --resume, the tokenizer of the resumed run; with --init-from, that of the model; with
+    --tokenizer, that one."""
     if config.resume:
         return tokenizer_class.load(Path(config.out) / "tokenizer.json")
     if folder := getattr(config, "init_from", ""):
-        path = Path(folder) / "tokenizer.json"
-        return need_end_of_text(load_hugging_face(tokenizer_class, path), path)
-    return None
+        return load_tokenizer(tokenizer_class, Path(folder) / "tokenizer.json")
+    path = getattr(config, "tokenizer", "")
+    return load_tokenizer(tokenizer_class, path) if path else None
 
 
-def need_end_of_text(tokenizer: T, path: str | Path) -> T:
-    """`tokenizer`, read from `path`; UserError if it has no `<|endoftext|>`."""
+def load_tokenizer(tokenizer_class: type[T], path: str | Path) -> T:
+    """The tokenizer in a tokenizer.json, ours or Hugging Face's; UserError if it is none, or has no
+    `<|endoftext|>`."""
+    is_ours = "kind" in read_json(path)
+    tokenizer = tokenizer_class.load(path) if is_ours else load_hugging_face(tokenizer_class, path)
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise UserError(f"{path} has no {END_OF_TEXT}, which separates documents here")
     return tokenizer

@@ -221,6 +221,7 @@ def rename_end_of_text(folder):
             "export.py makes one of a run",
         ),
         (lambda folder: None, ("--width", "32"), "--width 32: the model has 16"),
+        (lambda folder: None, ("--tokenizer", "any.json"), "--init-from has its own"),
     ],
 )
 def test_folders_that_v4_cannot_begin_from(

@@ -1,19 +1,23 @@
 """Tokenizers in other people's files: the same ids there and back."""
 
 import json
+import shutil
 
 import pytest
 import tiktoken
 import tokenizers
-from conftest import load_version, small_text
+import torch
+from conftest import load_version, small_arguments, small_text
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_errors import complaint
 
 from shared import tokenizer_files as files
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
 
-Tokenizer = load_version("v4_modern").Tokenizer
+v4 = load_version("v4_modern")
+Tokenizer = v4.Tokenizer
 PROSE = small_text()
 TOKENIZER = Tokenizer.train([PROSE, "naïve 漢字漢字 aaaaaa \n\n 1234"], 420, [END_OF_TEXT, "<|a|>"])
 # GPT-2 numbers bytes in another order: those that are visible first.
@@ -120,3 +124,53 @@ def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
     path.write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(UserError, match=said):
         files.load_hugging_face(Tokenizer, path)
+
+
+@pytest.mark.parametrize("save", [Tokenizer.save, files.save_hugging_face])
+def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
+    save, corpus_file, tmp_path, monkeypatch
+):
+    """To the last bit; and it is resumed from another folder, without the tokenizer's file."""
+    monkeypatch.chdir(tmp_path)
+    v4.main(small_arguments(v4, data=corpus_file, out="learned"))
+    save(Tokenizer.load("learned/tokenizer.json"), "given.json")
+    size = v4.Config.vocab_size  # its default: not said
+    arguments = small_arguments(v4, data=corpus_file, out="given", vocab_size=size)
+    v4.main([*arguments, "--tokenizer", "given.json"])
+    (tmp_path / "given.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    states = []
+    for out in (tmp_path / "learned", tmp_path / "given"):
+        steps = json.loads((out / "summary.json").read_text())["steps"]
+        v4.main(["--resume", "--out", str(out), "--steps", str(steps + 2)])
+        states.append(torch.load(out / "checkpoint.pt", weights_only=True)["states"][0])
+    assert (tmp_path / "given/tokenizer.json").read_bytes() == (
+        tmp_path / "learned/tokenizer.json"
+    ).read_bytes()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--tokenizer", "nowhere.json"], "nowhere.json is not a file"),
+        (["--tokenizer", "."], "is not a file"),
+        (["--tokenizer", "ours.json", "--vocab-size", "300"], "omit it or --tokenizer"),
+        (["--tokenizer", "endless.json"], "endless.json has no <|endoftext|>"),
+        (["--tokenizer", "text.json"], "text.json cannot be read as JSON"),
+        (["--tokenizer", "other.json"], "other.json is not a tokenizer.json"),
+    ],
+)
+def test_tokenizers_that_v4_cannot_train_with(
+    options, said, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    TOKENIZER.save("ours.json")
+    Tokenizer(TOKENIZER.merges, ["<|a|>"]).save("endless.json")
+    (tmp_path / "other.json").write_text("{}")
+    shutil.copy(corpus_file, "text.json")
+    arguments = ["--data", corpus_file, "--out", tmp_path / "run", *options]
+    assert said in complaint(v4, arguments, capsys)
+    assert not (tmp_path / "run").exists()

@@ -114,7 +114,7 @@ class Tokenizer:
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
-    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
     return tokenizer, corpus, *encode_splits(corpus, tokenizer)
 

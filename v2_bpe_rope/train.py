@@ -188,7 +188,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
-    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, n_bytes, vocab_size),

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.command_line import (
     check_config,
     clear_errors,
-    need_end_of_text,
+    load_tokenizer,
     parse_options,
     print_text,
 )
@@ -36,7 +36,7 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # a text file
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # the token file
-    tokenizer: str = ""  # tokenizer.json of a v4 run; without it, train one
+    tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
     vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
     workers: int = 0  # processes to use; 0: one per core
 
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         out = Path(options.out)
         if options.tokenizer:
-            tokenizer = need_end_of_text(Tokenizer.load(options.tokenizer), options.tokenizer)
+            tokenizer = load_tokenizer(Tokenizer, options.tokenizer)
         else:
             started = perf_counter()
             texts = whole_words(read_pieces(options.source))

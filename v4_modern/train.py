@@ -85,6 +85,7 @@ class Config:
     seed: int = 0  # random seed
     device: str = "auto"  # cpu, cuda, mps, or auto: the best available
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 if native
+    tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
     init_from: str = ""  # folder written by export.py: start from its model and tokenizer
     tensorboard: bool = False  # also write event files for tensorboard --logdir
     print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
@@ -105,9 +106,8 @@ class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
     Ids: the 256 bytes in the order of `first`, then a token per merge in the order learned, then
-    the special tokens, which are recognized in any text; where two overlap, the one that starts
-    first counts, then the longest.
-    Merges never cross words, so a text is first split into words as in GPT-2 (shared/words.py).
+    the special tokens, recognized in any text (of two that overlap, the one that starts first, then
+    the longest). Merges never cross words: texts are first split as in GPT-2 (shared/words.py).
     """
 
     def __init__(
@@ -288,7 +288,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     corpus = load_corpus(config.data)
-    tokenizer = command_line.resumed_tokenizer(Tokenizer, config)
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, config.vocab_size),
