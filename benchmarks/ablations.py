@@ -1,7 +1,8 @@
-"""Ablations: what v4 loses when one of its parts is removed or replaced.
+"""Ablations: what v3 and v4 lose or gain when one of their parts is removed or replaced.
 
-`python benchmarks/sweep.py --ablate` runs them all. v4 has no switches for this: its module is
-loaded, some of its names are rebound, and it trains as usual, each ablation in its own process:
+`python benchmarks/sweep.py --ablate` runs all of v4's, with `--version v3` v3's. They have no
+switches for this: a copy of the version's module is loaded, some of its names are rebound, and it
+trains as usual, each ablation in its own process:
 
     python benchmarks/ablations.py --ablate rope --steps 100 --out runs/without_rope
 """
@@ -9,11 +10,13 @@ loaded, some of its names are rebound, and it trains as usual, each ablation in 
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +35,7 @@ from benchmarks.common import (
 from shared.command_line import clear_errors
 from shared.files import UserError
 
-VERSION = "v4_modern"
+V2, V3, V4 = "v2_bpe_rope", "v3_alibi", "v4_modern"
 # AdamW's learning rate for the matrices, as a fraction of the rate for the other parameters: the
 # best of 0.1, 0.15, 0.3 and 0.6 at 0.4 MB of text.
 ADAMW_SHARE = 0.15
@@ -41,7 +44,30 @@ ADAMW_SHARE = 0.15
 CONSTANT_SHARE = 0.5
 
 
-# ---- patches: each rebinds names of v4's module ----
+# ---- patches: each rebinds names of v3's or v4's module ----
+
+
+def words_of_v2(v3: ModuleType) -> None:
+    v3.Tokenizer = load_version(V2).Tokenizer
+
+
+def scaffolds_as_tokens(v3: ModuleType) -> None:
+    """v2's merges within v3's words."""
+
+    class Tokenizer(load_version(V2).Tokenizer):
+        pattern = v3.Tokenizer.pattern
+
+        @classmethod
+        def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+            words = (word for text in texts for word in regex.findall(" ?[A-Za-z]+", text))
+            return super().train(words, vocab_size)
+
+    v3.Tokenizer = Tokenizer
+
+
+def positions_of_v2(v3: ModuleType) -> None:
+    v2 = load_version(V2)
+    v3.Position, v3.Config.rope_base = v2.Position, v2.Config.rope_base
 
 
 def adamw_alone(v4: ModuleType) -> None:
@@ -147,7 +173,7 @@ def no_clipping(v4: ModuleType) -> None:
 
 
 def nothing(v4: ModuleType) -> None:
-    """No patch, for an ablation that v4's options can express."""
+    """No patch, for an ablation that the version's options can express."""
 
 
 # ---- the ablations ----
@@ -155,12 +181,13 @@ def nothing(v4: ModuleType) -> None:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A `part` of v4 and what replaces it (`instead`), by a patch, by options, or both."""
+    """A `part` and what replaces it (`instead`), by a patch, by options, or both."""
 
     part: str
     instead: str
     patch: Callable[[ModuleType], None] = nothing
-    options: Callable[[object], dict[str, float]] = lambda config: {}  # of v4's own Config
+    options: Callable[[object], dict[str, float]] = lambda config: {}  # of the version's own Config
+    version: str = V4
 
 
 def slower(share: float) -> Callable[[object], dict[str, float]]:
@@ -170,6 +197,9 @@ def slower(share: float) -> Callable[[object], dict[str, float]]:
 
 
 ABLATIONS = {
+    "words": Ablation("English words alone", "all words, as in v2", words_of_v2, version=V3),
+    "scaffolds": Ablation("no scaffolds", "all are tokens", scaffolds_as_tokens, version=V3),
+    "alibi": Ablation("ALiBi", "RoPE, as in v2", positions_of_v2, version=V3),
     "muon": Ablation(
         "Muon",
         f"AdamW for all; matrices at {ADAMW_SHARE:g} of its rate",
@@ -202,36 +232,42 @@ ABLATIONS = {
 }
 
 
+def of_version(version: str) -> dict[str, Ablation]:
+    """The ablations of one version, by name."""
+    return {name: one for name, one in ABLATIONS.items() if one.version == version}
+
+
+@cache
 def ablated(name: str) -> ModuleType:
-    """v4's module without the part called `name`."""
+    """A copy of the version's module, without the part called `name`."""
     if name not in ABLATIONS:
         raise UserError(f"--ablate {name}: there are {', '.join(ABLATIONS)}")
-    v4 = load_version(VERSION)
-    ABLATIONS[name].patch(v4)
-    return v4
+    module = load_version(ABLATIONS[name].version, copy=f"_without_{name}")
+    ABLATIONS[name].patch(module)
+    return module
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run v4 without a part, with all other `arguments` passed on to it."""
+    """Run a version without a part, with all other `arguments` passed on to it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ablate", default="")
-    chosen, of_v4 = parser.parse_known_args(arguments)
+    chosen, others = parser.parse_known_args(arguments)
     with clear_errors():
-        ablated(chosen.ablate).main(of_v4)
+        ablated(chosen.ablate).main(others)
 
 
 # ---- reporting ----
 
 
-def summarize(points: list[dict]) -> list[dict]:
-    """A row for each point: first v4 as it is, then the ablations, the costliest at the top.
+def summarize(results: dict) -> list[dict]:
+    """A row for each point: the version as it is, then the ablations, the costliest at the top.
 
     Mean and spread of bits per byte, and of what removing the part `cost`, seed by seed; omitted if
     a run diverged.
     """
-    rows = []
-    for point in points:
-        ablation = ABLATIONS.get(point["what"], Ablation("nothing", "v4 as it is"))
+    rows, as_it_is = [], f"{results['version'].split('_')[0]} as it is"
+    for point in results["points"]:
+        ablation = ABLATIONS.get(point["what"], Ablation("nothing", as_it_is))
         finished = [run for run in point["runs"] if "diverged" not in run]
         diverged = sum(map(has_diverged, point["runs"]))
         row = {
@@ -249,14 +285,14 @@ def summarize(points: list[dict]) -> list[dict]:
             row |= {"bits_per_byte": mean(bits), "spread": spread(bits)}
             row |= {"cost": mean(costs), "cost_spread": spread(costs)}
         elif not rows:
-            raise UserError(f"v4 as it is diverged ({row['diverged']} seeds): nothing to compare")
+            raise UserError(f"{as_it_is} diverged ({row['diverged']} seeds): nothing to compare")
         rows.append(row)
     return rows[:1] + sorted(rows[1:], key=lambda row: -row.get("cost", math.inf))
 
 
 def report(results: dict) -> str:
     """The table, as it stands in table.md and in the README."""
-    rows = summarize(results["points"])
+    rows = summarize(results)
     full = rows[0]
     cells = [["without", "instead", "bits per byte", "difference"]]
     details = [["without", "instead", "steps", "parameters"]]
@@ -272,7 +308,8 @@ def report(results: dict) -> str:
         size = f"{row['parameters']:,}" if row["parameters"] else ""
         details.append([*names, f"{row['steps']:,}", size])
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
-    depends = f"{what_it_depends_on(results, runs)} Difference: to v4 as it is, seed by seed."
+    says = f"Difference: to {full['instead']}, seed by seed."
+    depends = f"{what_it_depends_on(results, runs)} {says}"
     return "\n\n".join([markdown(cells), depends, fold("Steps and parameters", markdown(details))])
 
 

@@ -34,9 +34,10 @@ class RunFailed(UserError):
         self.said = said
 
 
-def load_version(name: str) -> ModuleType:
-    """The module `name`/train.py, loaded by path, since five files share one name."""
-    key = f"ladder_{name}"
+def load_version(name: str, copy: str = "") -> ModuleType:
+    """The module `name`/train.py, loaded by path, since five files share one name; for each `copy`,
+    another one."""
+    key = f"ladder_{name}{copy}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
         sys.modules[key] = importlib.util.module_from_spec(spec)
@@ -167,9 +168,8 @@ def tokens_a_step(config: object) -> int:
     return config.batch_size * config.context_length * batches
 
 
-def steps_for_bytes(version: str, n_bytes: float, options: dict[str, object]) -> int:
-    """The steps in which the version, with these `options`, sees `n_bytes` of training text."""
-    module = load_version(version)
+def steps_for_bytes(module: ModuleType, n_bytes: float, options: dict[str, object]) -> int:
+    """The steps in which a version, with these `options`, sees `n_bytes` of training text."""
     config = module.Config(**options)
     _, corpus, train_tokens, _ = module.load_data(config)
     bytes_a_token = corpus.train_bytes / len(train_tokens)

@@ -110,7 +110,7 @@ def lasting(steps: int) -> dict[str, object]:
 def choose_steps(version: str, options: Options, folder: Path) -> int:
     """The steps that the budget allows the version."""
     if options.bytes:
-        return steps_for_bytes(version, options.bytes, {"data": options.data})
+        return steps_for_bytes(load_version(version), options.bytes, {"data": options.data})
     steps = max(40, load_version(version).Config().steps // 10)
     for share in (1 / 4, 1):  # a short run tells how long a quarter takes, that the whole
         few = {"data": options.data, "steps": steps, "evaluate_every": steps}

@@ -175,5 +175,5 @@ def draw_ablations(rows: list[dict]) -> Figure:
         else:
             axes.barh(place, row["cost"], xerr=row["cost_spread"], color="C0", capsize=3)
     axes.set_yticks(places, [f"{row['without']}: {row['instead']}" for row in rows])
-    axes.set(xlabel="bits per byte more than v4 as it is; a cross: diverged")
+    axes.set(xlabel=f"bits per byte more than {rows[0]['instead']}; a cross: diverged")
     return figure

@@ -3,6 +3,7 @@
     python benchmarks/sweep.py                                   all four, of v4
     python benchmarks/sweep.py --version v2 --what batch_size    one, of another version
     python benchmarks/sweep.py --ablate                          v4 without each of its parts
+    python benchmarks/sweep.py --ablate --version v3             v3, likewise
     python benchmarks/sweep.py --larger                          its rates in longer, larger runs
 
 Each takes the version as it ships, changes one thing by several factors, and trains on the same
@@ -19,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -93,11 +95,12 @@ class Options:
         if len(matching) != 1:
             raise UserError(f"--version {self.version}: one of {', '.join(VERSIONS)}")
         self.version = matching[0]
-        if self.ablate and self.version != ablations.VERSION:
-            raise UserError(f"--ablate only removes parts of {ablations.VERSION}")
+        parts = ablations.of_version(self.version)
+        if self.ablate and not parts:
+            raise UserError("--ablate only removes parts of v3_alibi and v4_modern")
         if self.larger and (self.ablate or self.what or self.version != VERSIONS[-1]):
             raise UserError(f"--larger is only for {VERSIONS[-1]}, without --ablate and --what")
-        known = ablations.ABLATIONS if self.ablate else FACTORS
+        known = parts if self.ablate else FACTORS
         for what in self.what:
             if what not in known:
                 raise UserError(f"--what {what}: there are {', '.join(known)}")
@@ -175,11 +178,13 @@ def plan(options: Options) -> list[dict]:
 
 
 def plan_ablations(options: Options) -> list[dict]:
-    """v4 as it is, then without each part: `what` is removed, and the `options` of a run."""
+    """The version as it is, then without each part: `what` is away, and the `options` of a run."""
     config = load_version(options.version).Config()
     points = [{"what": "", "options": full_settings(options, {})}]
-    for what in tqdm(options.what or ablations.ABLATIONS, desc="preparing", leave=False):
-        settings = full_settings(options, ablations.ABLATIONS[what].options(config))
+    parts = options.what or ablations.of_version(options.version)
+    for what in tqdm(parts, desc="preparing", leave=False):
+        changes, module = ablations.ABLATIONS[what].options(config), ablations.ablated(what)
+        settings = full_settings(options, changes, module=module)
         points.append({"what": what, "options": settings | {"ablate": what}})
     return points
 
@@ -199,12 +204,16 @@ def plan_larger(options: Options) -> list[dict]:
 
 
 def full_settings(
-    options: Options, changes: dict[str, object], times: float = 1
+    options: Options,
+    changes: dict[str, object],
+    times: float = 1,
+    module: ModuleType | None = None,
 ) -> dict[str, object]:
-    """The options of a run: the `changes`, and the steps in which it sees its share of text, or
-    `times` as much."""
+    """The options of a run of `module` (None: the version as it is): the `changes`, and the steps
+    in which it sees its share of text, or `times` as much."""
     settings = {"data": options.data} | changes
-    steps = steps_for_bytes(options.version, options.bytes * times, settings)
+    module = module or load_version(options.version)
+    steps = steps_for_bytes(module, options.bytes * times, settings)
     return settings | {"steps": steps, "evaluate_every": steps}
 
 
@@ -316,7 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(folder / "results.json", sweep(options))
         results = read_json(folder / "results.json")
         if options.ablate:
-            rows, text = ablations.summarize(results["points"]), ablations.report(results)
+            rows, text = ablations.summarize(results), ablations.report(results)
             figures = {"ablate.png": pictures.draw_ablations(rows)}
         else:
             rows, text = summarize(results["points"]), report(results)

@@ -209,13 +209,14 @@ def cached_token_file(
 
 
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
-    """What `train()` returns, cached under `key` and the source code of the class.
+    """What `train()` returns, cached under `key` and the source code of the class and its bases.
 
     A tokenizer depends on its text and on its code, so neither a new text nor an edit of the class
     ever gets an old one. A checksum is stored next to it, since a damaged tokenizer is mostly still
     a valid one, only different.
     """
-    name = json_sha256([inspect.getsource(tokenizer_class), *key])[:16]
+    code = [inspect.getsource(part) for part in tokenizer_class.__mro__[:-1]]  # but object's
+    name = json_sha256([*code, *key])[:16]
     path = cache_folder() / "tokenizers" / f"{name}.json"
     checksum = path.with_suffix(".sha256")
     if checksum.exists():  # written last

@@ -1,62 +1,55 @@
-"""A part taken away from v4 is away, what stands in its place does what it says, and nothing else
-of v4 has changed."""
+"""A part taken away from a version is away, what stands in its place does what it says, and nothing
+else has changed."""
 
 import math
-import sys
 
 import pytest
 import torch
 import toy
-from conftest import ROOT, load_version, random_model, small_arguments, small_config
+from conftest import load_version, random_model, small_arguments, small_config, small_text
 
 from benchmarks import ablations, pictures, sweep
 from shared.files import UserError, read_json
 
 V4 = load_version("v4_modern")
-SOURCE = (ROOT / "v4_modern" / "train.py").read_bytes()
+without = ablations.ablated
 
 
-@pytest.fixture
-def without(monkeypatch):
-    """v4 without a part, a module of its own, as in the process of a run."""
-    monkeypatch.delitem(sys.modules, V4.__name__)
-    return ablations.ablated
-
-
-def bits_of(v4, folder, corpus_file, **options) -> float:
+def bits_of(version, folder, corpus_file, **options) -> float:
     """Of a small run; gradients are cut at so little that clipping makes a difference."""
-    v4.main(small_arguments(v4, data=corpus_file, out=folder, clip_norm=0.01, **options))
+    version.main(small_arguments(version, data=corpus_file, out=folder, clip_norm=0.01, **options))
     return read_json(folder / "summary.json")["bits_per_byte"]
 
 
 @pytest.fixture(scope="module")
 def full_bits(corpus_file, tmp_path_factory):
-    return bits_of(V4, tmp_path_factory.mktemp("full") / "run", corpus_file)
+    folder = tmp_path_factory.mktemp("full")
+    versions = {one.version for one in ablations.ABLATIONS.values()}
+    return {name: bits_of(load_version(name), folder / name, corpus_file) for name in versions}
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
-def test_v4_trains_and_writes_without_it_and_otherwise(
-    name, without, full_bits, corpus_file, tmp_path
+def test_the_version_trains_and_writes_without_it_and_otherwise(
+    name, full_bits, corpus_file, tmp_path
 ):
-    v4 = without(name)
-    assert v4 is not V4 and load_version("v4_modern") is v4
-    options = ablations.ABLATIONS[name].options(small_config(v4, vocab_size=540))
-    bits = bits_of(v4, tmp_path / "run", corpus_file, **options)
-    assert math.isfinite(bits) and bits != full_bits
+    version, ablation = without(name), ablations.ABLATIONS[name]
+    assert version is not load_version(ablation.version)
+    options = ablation.options(small_config(version, vocab_size=540))
+    bits = bits_of(version, tmp_path / "run", corpus_file, **options)
+    assert math.isfinite(bits) and bits != full_bits[ablation.version]
     assert (tmp_path / "run" / "samples.txt").stat().st_size > 1
-    assert (ROOT / "v4_modern" / "train.py").read_bytes() == SOURCE
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
-def test_all_that_is_left_is_trained(name, without):
-    v4 = without(name)
-    model, config = random_model(v4)
-    optimizers = v4.make_optimizers(model, config)
+def test_all_that_is_left_is_trained(name):
+    version = without(name)
+    model, config = random_model(version)
+    optimizers = version.make_optimizers(model, config)
     of_all = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(map(id, of_all)) == sorted(map(id, model.parameters()))
 
 
-def test_without_muon_its_matrices_move_as_under_torchs_adamw(without):
+def test_without_muon_its_matrices_move_as_under_torchs_adamw():
     v4 = without("muon")
     model, config = random_model(v4, muon_learning_rate=0.004, weight_decay=0.1)
     optimizers = v4.make_optimizers(model, config)
@@ -76,14 +69,14 @@ def test_without_muon_its_matrices_move_as_under_torchs_adamw(without):
     assert group["betas"] == optimizers[0].param_groups[0]["betas"]
 
 
-def test_a_constant_rate(without):
+def test_a_constant_rate():
     v4 = without("schedule")
     config = small_config(v4, steps=50, learning_rate=0.5 * (50 / 1000) ** 0.25)
     assert {round(v4.learning_rate(step, config), 9) for step in range(50)} == {0.5}
     assert len({V4.learning_rate(step, config) for step in range(50)}) == 50
 
 
-def test_gradients_stay_as_long_as_they_are(without):
+def test_gradients_stay_as_long_as_they_are():
     v4, p = without("clipping"), torch.zeros(3, requires_grad=True)
     p.grad = torch.full((3,), 1e6)
     v4.clip_grad_norm([p], 1.0)
@@ -96,7 +89,7 @@ def outputs(v4, ids, **options):
     return model, model(torch.tensor([ids])).detach()[0]
 
 
-def test_without_qk_norm_longer_queries_matter(without):
+def test_without_qk_norm_longer_queries_matter():
     for v4, matters in ((V4, False), (without("qk_norm"), True)):
         model, before = outputs(v4, [1, 2, 3, 4])
         with torch.no_grad():
@@ -106,7 +99,7 @@ def test_without_qk_norm_longer_queries_matter(without):
 
 
 @pytest.mark.parametrize("name, knows", [("rope", False), ("learned_positions", True)])
-def test_what_knows_the_order_of_what_came_before(without, name, knows):
+def test_what_knows_the_order_of_what_came_before(name, knows):
     v4 = without(name)
     x = torch.randn(1, 2, 4, 8)
     assert torch.equal(v4.rotate(x, v4.Position(small_config(v4))(3, 4)), x)
@@ -115,7 +108,7 @@ def test_what_knows_the_order_of_what_came_before(without, name, knows):
         assert torch.allclose(last, other, atol=1e-4) != tells
 
 
-def test_learned_positions_are_v1s_also_with_caches(without):
+def test_learned_positions_are_v1s_also_with_caches():
     v4, ids = without("learned_positions"), torch.tensor([[5, 6, 7, 8]])
     model, config = random_model(v4)
     whole, caches = model(ids), [v4.Cache() for _ in model.blocks]
@@ -136,7 +129,7 @@ def test_learned_positions_are_v1s_also_with_caches(without):
         ("relu2", lambda x: max(x, 0) ** 2),
     ],
 )
-def test_a_feed_forward_of_two_layers_and_as_many_parameters(without, name, activation):
+def test_a_feed_forward_of_two_layers_and_as_many_parameters(name, activation):
     v4 = without(name)
     sizes = []
     for module in (V4, v4):
@@ -149,7 +142,7 @@ def test_a_feed_forward_of_two_layers_and_as_many_parameters(without, name, acti
     torch.testing.assert_close(part(x), part.down.weight @ inner, atol=1e-4, rtol=1e-4)
 
 
-def test_layer_norm_takes_the_mean_off(without):
+def test_layer_norm_takes_the_mean_off():
     x = 3 + 2 * torch.randn(7, 64)
     y = without("layer_norm").Norm(64)(x)
     expected = (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
@@ -157,7 +150,7 @@ def test_layer_norm_takes_the_mean_off(without):
     assert V4.Norm(64)(x).mean() > 0.5
 
 
-def test_no_matrix_starts_at_zero_and_all_of_the_blocks_alike(without):
+def test_no_matrix_starts_at_zero_and_all_of_the_blocks_alike():
     def deviations(v4):
         torch.manual_seed(0)
         model = v4.LanguageModel(small_config(v4, width=64, feed_forward_size=96, head_size=32))
@@ -172,6 +165,25 @@ def test_no_matrix_starts_at_zero_and_all_of_the_blocks_alike(without):
     assert {name: after[name] for name in before if name not in zeros} == {
         name: before[name] for name in before if name not in zeros
     }
+
+
+def test_v3_without_any_of_its_parts_is_v2():
+    v2 = load_version("v2_bpe_rope")
+    assert without("words").Tokenizer is v2.Tokenizer
+    model, config = random_model(without("alibi"))
+    of_v2, _ = random_model(v2)
+    of_v2.load_state_dict(model.state_dict())
+    ids = torch.randint(config.vocab_size, (2, config.context_length))
+    torch.testing.assert_close(model(ids), of_v2(ids))
+
+
+def test_scaffolds_as_tokens_are_v2s_merges_of_english_words():
+    v3, alone = load_version("v3_alibi").Tokenizer, without("scaffolds").Tokenizer
+    text = small_text() + "naïve 漢字漢字 ==== 1234 1234 don't"
+    tokenizer, merges = alone.train([text], 300), v3.train([text], 300).merges
+    assert len(merges) > len(tokenizer.merges) == 300 - 257  # since some make no token
+    assert tokenizer.merges == merges[: len(tokenizer.merges)]
+    assert tokenizer.encode(text) == v3(tokenizer.merges, ()).encode(text)
 
 
 def test_an_unknown_part_is_told_in_a_line(capsys):
@@ -192,7 +204,7 @@ def test_the_table_against_numbers_found_by_hand():
         f"| SwiGLU | {part['gelu']} | **2.400** ± 0.707 | -0.100 (-4.0%) |",
     ]
     assert f"| RoPE | {part['rope']} | 40 | 1,357 |" in text and "2 seeds" in text
-    picture = pictures.draw_ablations(ablations.summarize(toy.ablations()["points"]))
+    picture = pictures.draw_ablations(ablations.summarize(toy.ablations()))
     assert [bar.get_width() for bar in picture.axes[0].patches] == pytest.approx([0, 0.3, -0.1])
 
 

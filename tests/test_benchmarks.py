@@ -297,7 +297,7 @@ def test_larger_is_ten_times_as_long_and_as_large(corpus_file):
         (sweep, "--what colour", "batch_size"),
         (sweep, "--version v9", "v4_modern"),
         (sweep, "--ablate --what colour", "learned_positions"),
-        (sweep, "--ablate --version v2", "only removes parts of v4_modern"),
+        (sweep, "--ablate --version v2", "parts of v3_alibi and v4_modern"),
         (sweep, "--larger --version v2", "v4_modern"),
         (sweep, "--larger --what vocab_size", "without"),
         (sweep, "--bytes 0", "--bytes"),
