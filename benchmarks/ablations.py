@@ -197,9 +197,9 @@ def slower(share: float) -> Callable[[object], dict[str, float]]:
 
 
 ABLATIONS = {
-    "words": Ablation("English words alone", "all words, as in v2", words_of_v2, version=V3),
+    "words": Ablation("English words, no scaffolds", "v2's tokenizer", words_of_v2, version=V3),
     "scaffolds": Ablation("no scaffolds", "all are tokens", scaffolds_as_tokens, version=V3),
-    "alibi": Ablation("ALiBi", "RoPE, as in v2", positions_of_v2, version=V3),
+    "alibi": Ablation("ALiBi", "v2's RoPE", positions_of_v2, version=V3),
     "muon": Ablation(
         "Muon",
         f"AdamW for all; matrices at {ADAMW_SHARE:g} of its rate",

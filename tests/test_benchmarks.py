@@ -319,7 +319,8 @@ def test_the_readme_shows_what_the_results_give(name, text):
     """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
-    of_their_own |= {"training": training, "ablate-v4": ablations}
+    of_their_own |= {"training": training}
+    of_their_own |= {"ablate-v3": ablations, "ablate-v4": ablations}
     module = of_their_own.get(name, sweep if "points" in results else compare)
     assert module.report(results) == text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
@@ -328,7 +329,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    others = {"tokenizers", "scale", "faults", "training", "ablate-v4", "larger-v4"}
+    others = {"tokenizers", "scale", "faults", "training", "larger-v4", "ablate-v3", "ablate-v4"}
     assert {name for name, _ in BLOCKS} == compared | others
 
 
