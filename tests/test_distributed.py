@@ -4,6 +4,7 @@ import faulthandler
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,10 +28,12 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
     """How n processes end that do `work(rank)` as torchrun would start them: status, out, err.
 
     They are forked from this one, which has imported torch already and keeps the store that with
-    torchrun is the agent's.
+    torchrun is the agent's. It starts the store after them: the store is a thread, and a lock that
+    a thread of this process holds (glibc's, on resolving names) is held in a child for ever.
     """
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {"WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, port = listener.getsockname()
+    environment = {"WORLD_SIZE": n, "MASTER_ADDR": host, "MASTER_PORT": port}
     environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "tests"}
     children = {}
     for rank in range(n):
@@ -53,6 +56,9 @@ def together(n: int, folder, work) -> list[SimpleNamespace]:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    _store = torch.distributed.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
     ends, deadline = {}, time.monotonic() + 300
     while children and time.monotonic() < deadline:
         for child in list(children):
