@@ -331,6 +331,7 @@ def test_what_cannot_be_shared_is_refused(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM on Windows")
 def test_torchrun_starts_and_stops_it(corpus_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--log-dir", str(tmp_path / "logs")]  # else torchrun leaves a folder in /tmp
     command += [str(ROOT / "v4_modern" / "train.py")]
     command += arguments_for(corpus_file, tmp_path / "run", steps=100_000, evaluate_every=100_000)
     metrics = tmp_path / "run" / "metrics.jsonl"
