@@ -197,8 +197,12 @@ def slower(share: float) -> Callable[[object], dict[str, float]]:
 
 
 ABLATIONS = {
-    "words": Ablation("English words, no scaffolds", "v2's tokenizer", words_of_v2, version=V3),
-    "scaffolds": Ablation("no scaffolds", "all are tokens", scaffolds_as_tokens, version=V3),
+    "words": Ablation(
+        "English words, dropping of scaffolds", "v2's tokenizer", words_of_v2, version=V3
+    ),
+    "scaffolds": Ablation(
+        "dropping of scaffolds", "they stay tokens", scaffolds_as_tokens, version=V3
+    ),
     "alibi": Ablation("ALiBi", "v2's RoPE", positions_of_v2, version=V3),
     "muon": Ablation(
         "Muon",

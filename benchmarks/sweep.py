@@ -97,7 +97,8 @@ class Options:
         self.version = matching[0]
         parts = ablations.of_version(self.version)
         if self.ablate and not parts:
-            raise UserError("--ablate only removes parts of v3_alibi and v4_modern")
+            versions = sorted({part.version for part in ablations.ABLATIONS.values()})
+            raise UserError(f"--ablate only removes parts of {' and '.join(versions)}")
         if self.larger and (self.ablate or self.what or self.version != VERSIONS[-1]):
             raise UserError(f"--larger is only for {VERSIONS[-1]}, without --ablate and --what")
         known = parts if self.ablate else FACTORS

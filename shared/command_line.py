@@ -39,6 +39,7 @@ AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "worker
 AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
+PATHS = {"data", "out", "init_from", "tokenizer"}
 # System errors that the user can fix, such as a wrong name or a full disk.
 THE_USERS = "ENOENT ENOTDIR EISDIR EEXIST EACCES EPERM EROFS ENAMETOOLONG ENOSPC EDQUOT"
 # How torch's errors put it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
@@ -58,20 +59,37 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
+        config = _with_beginning_of(kept, config)
     elif getattr(config, "init_from", ""):
-        config = _with_sizes_of(config.init_from, config_class, arguments)
+        config = _with_sizes_of(whole_path(config.init_from), config_class, arguments)
     elif getattr(config, "tokenizer", ""):
-        config = _with_tokenizer(config)
-    if config.data not in ("pydocs", *DOWNLOADS):  # a path: --resume may come from another folder
-        path = Path(os.path.expanduser(config.data)).resolve()
-        if not config.sample and os.path.isdir(path) and Path(out).resolve().is_relative_to(path):
+        config = _with_tokenizer(whole_path(config.tokenizer), config_class, arguments)
+    if config.data not in ("pydocs", *DOWNLOADS):
+        path = whole_path(config.data)
+        if not config.sample and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
-        config = replace(config, data=str(path))
+        config = replace(config, data=path)
     config = replace(config, out=out)
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
     if not config.sample and distributed.is_first():
-        _check_folder(Path(config.out).resolve())
+        _check_folder(Path(whole_path(config.out)))
+    return config
+
+
+def whole_path(name: str) -> str:
+    """The path that `name` stands for here and now: --resume may come from another folder."""
+    return os.path.realpath(os.path.expanduser(name)) if name else ""
+
+
+def _with_beginning_of(kept: ConfigType, config: ConfigType) -> ConfigType:
+    """`config` with the model and the tokenizer that the run `kept` began with."""
+    for name in {"init_from", "tokenizer"} & vars(config).keys():
+        if whole_path(getattr(config, name)) != getattr(kept, name):
+            began = f"began with {getattr(kept, name) or 'its own'}"
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {getattr(config, name)}: the run in {kept.out} {began}")
+        config = replace(config, **{name: getattr(kept, name)})
     return config
 
 
@@ -79,10 +97,9 @@ def _with_sizes_of(
     folder: str, config_class: type[ConfigType], arguments: Sequence[str] | None
 ) -> ConfigType:
     """The config that `arguments` ask for, with the sizes of the model in `folder`."""
-    folder = str(Path(folder).expanduser().resolve())  # --resume may come from another one
     sizes = read_sizes(folder)
     config = parse_options(config_class, arguments, config_class(init_from=folder, **sizes))
-    if Path(config.out).expanduser().resolve() == Path(folder):
+    if whole_path(config.out) == folder:
         raise UserError(f"--out {config.out} is the folder of --init-from: name another one")
     for name in sizes.keys() - {"context_length"}:  # the only one that may differ
         if getattr(config, name) != sizes[name]:
@@ -93,14 +110,14 @@ def _with_sizes_of(
     return replace(config, init_from=folder)
 
 
-def _with_tokenizer(config: ConfigType) -> ConfigType:
-    """`config` with the whole path of --tokenizer; the size of the vocabulary is what that has."""
-    path = Path(config.tokenizer).expanduser().resolve()  # --resume may come from another folder
-    if not path.is_file():
-        raise UserError(f"--tokenizer {path} is not a file")
-    if config.vocab_size != type(config).vocab_size:
+def _with_tokenizer(
+    path: str, config_class: type[ConfigType], arguments: Sequence[str] | None
+) -> ConfigType:
+    """The config that `arguments` ask for, with the tokenizer in `path` and no size for it."""
+    config = parse_options(config_class, arguments, config_class(vocab_size=0))
+    if config.vocab_size:
         raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
-    return replace(config, tokenizer=str(path), vocab_size=0)
+    return replace(config, tokenizer=path)
 
 
 def _check_folder(out: Path) -> None:
@@ -198,7 +215,7 @@ def check_config(config: Any) -> None:  # noqa: ANN401 - the Config of any versi
             if low or not value <= limit:  # nan is not
                 least = "0 or more" if field.name in MAY_BE_ZERO else "more than 0"
                 raise UserError(f"{option} {value} must be {least}, at most {limit:,}")
-        elif field.name in ("data", "out") and not _can_be_a_path(value):
+        elif field.name in PATHS and value != field.default and not _can_be_a_path(value):
             raise UserError(f"{option} {value!r} cannot be the name of a file or folder")
 
 
@@ -328,6 +345,8 @@ def given_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa:
 def load_tokenizer(tokenizer_class: type[T], path: str | Path) -> T:
     """The tokenizer in a tokenizer.json, ours or Hugging Face's; UserError if it is none, or has no
     `<|endoftext|>`."""
+    if not Path(path).is_file():  # it is read twice, which a pipe cannot be
+        raise UserError(f"{path} is not a file")
     is_ours = "kind" in read_json(path)
     tokenizer = tokenizer_class.load(path) if is_ours else load_hugging_face(tokenizer_class, path)
     if END_OF_TEXT not in tokenizer.special_tokens:

@@ -105,8 +105,9 @@ class Run:
         self.metrics_file = self.events = None  # only the first process has them
         encode_prompt(tokenizer, config.prompt)  # UserError now, not after training
         # What must be the same in a checkpoint, except what is in FREE_OPTIONS.
-        self.identity = dataclasses.asdict(config) | {"corpus": corpus and corpus.sha256}
-        self.identity |= {"version": version, "tokenizer": json_sha256(tokenizer.to_json())}
+        self.identity = {"version": version} | dataclasses.asdict(config)
+        self.identity |= {"tokenizer": json_sha256(tokenizer.to_json())}
+        self.identity |= {"corpus": corpus and corpus.sha256}
         if corpus is None:  # for sampling; models without learned positions read any length
             del self.identity["context_length"], self.identity["seed"]
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_text
 
 T = TypeVar("T")
@@ -149,7 +148,7 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
     try:
         model, added = saved["model"], saved["added_tokens"]
         split = saved["pre_tokenizer"] or {}
-        kinds = model["type"], split.get("type"), saved["normalizer"]
+        kinds = model.get("type", "BPE"), split.get("type"), saved["normalizer"]
         if kinds != ("BPE", "ByteLevel", None):
             raise UserError(f"{path} is not a byte-level BPE like GPT-2's: {kinds}")
         settings = {"use_regex": True} | split | model
@@ -174,6 +173,6 @@ def build(tokenizer_class: type[T], vocab: dict, merges: list, path: Path) -> T:
         made = {left + right for left, right in merges} | set(BYTES)
         special = [text for text in vocab if text not in made]
         merges, special, first = parts(vocab, merges, special, path)
-        return tokenizer_class(merges, special or [END_OF_TEXT], first)
-    except (KeyError, ValueError, TypeError):
+        return tokenizer_class(merges, special, first)
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: merges and tokens do not match") from None

@@ -33,6 +33,7 @@ from shared.corpora import END_OF_TEXT, PIECE_BYTES, Corpus, cache_folder, read_
 from shared.files import UserError, atomic_write, json_sha256, write_text
 
 T = TypeVar("T")
+UNKNOWN = "<|unknown|>"  # what v0 and v1 take a character for that the training text has not
 
 
 class Tokenizer(Protocol):
@@ -77,10 +78,10 @@ def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def token_lengths(tokenizer: Tokenizer) -> Tensor:
-    """The number of bytes in each token, (V,); 0 for special tokens, which stand for no text."""
-    special = set(tokenizer.special_tokens.values())
+    """The number of bytes in each token, (V,); 0 for those that stand for no text."""
+    no_text = {tokenizer.special_tokens.get(name) for name in (END_OF_TEXT, UNKNOWN)}
     ids = range(tokenizer.vocab_size)
-    return torch.tensor([0 if i in special else len(tokenizer.token_bytes(i)) for i in ids])
+    return torch.tensor([0 if i in no_text else len(tokenizer.token_bytes(i)) for i in ids])
 
 
 def random_windows(
@@ -211,7 +212,7 @@ def cached_token_file(
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
     """What `train()` returns, cached under `key` and the source code of the class and its bases.
 
-    A tokenizer depends on its text and on its code, so neither a new text nor an edit of the class
+    A tokenizer depends on its text and on its code, so neither a new text nor an edit of these
     ever gets an old one. A checksum is stored next to it, since a damaged tokenizer is mostly still
     a valid one, only different.
     """

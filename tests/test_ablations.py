@@ -179,11 +179,17 @@ def test_v3_without_any_of_its_parts_is_v2():
 
 def test_scaffolds_as_tokens_are_v2s_merges_of_english_words():
     v3, alone = load_version("v3_alibi").Tokenizer, without("scaffolds").Tokenizer
-    text = small_text() + "naïve 漢字漢字 ==== 1234 1234 don't"
+    text = small_text() + "naïve 漢字漢字 ==== 1234 1234 don't 'table 'table"
     tokenizer, merges = alone.train([text], 300), v3.train([text], 300).merges
     assert len(merges) > len(tokenizer.merges) == 300 - 257  # since some make no token
     assert tokenizer.merges == merges[: len(tokenizer.merges)]
     assert tokenizer.encode(text) == v3(tokenizer.merges, ()).encode(text)
+
+
+def test_steps_are_counted_in_the_tokens_of_the_one_that_runs(corpus_file):
+    options = sweep.Options(ablate=True, version="v3", what=("words",), data=str(corpus_file))
+    full, of_v2 = [point["options"]["steps"] for point in sweep.plan_ablations(options)]
+    assert of_v2 < 0.98 * full  # v2's tokens are longer
 
 
 def test_an_unknown_part_is_told_in_a_line(capsys):

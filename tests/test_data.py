@@ -605,7 +605,8 @@ def test_a_damaged_tokenizer_in_the_cache_is_told(tmp_path, version):
         version.load_data(config)
 
 
-def test_an_edited_tokenizer_is_trained_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["Tokenizer", "Child"])
+def test_an_edited_tokenizer_is_trained_anew(name, tmp_path, monkeypatch):
     trained = []
 
     def ask(source):
@@ -614,14 +615,15 @@ def test_an_edited_tokenizer_is_trained_anew(tmp_path, monkeypatch):
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "ladder_edited", module)
         spec.loader.exec_module(module)
+        tokenizer_class = getattr(module, name)
 
         def train():
             trained.append(source)
-            return module.Tokenizer.train(["ab"], 300)
+            return tokenizer_class.train(["ab"], 300)
 
-        cached_tokenizer(module.Tokenizer, ("key",), train)
+        cached_tokenizer(tokenizer_class, ("key",), train)
 
-    source = Path(v2.__file__).read_text()
+    source = Path(v2.__file__).read_text() + "\n\nclass Child(Tokenizer):\n    pass\n"
     edited = source.replace(r" ?\p{L}+", " ?[a-z]+")
     for text in (source, source, edited):
         ask(text)

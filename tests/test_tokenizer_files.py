@@ -76,7 +76,11 @@ def test_hugging_face_loads_what_we_write(tokenizer, tmp_path):
         assert theirs.decode(ids, skip_special_tokens=False) == text
 
     same()
-    assert files.load_hugging_face(Tokenizer, path).to_json() == tokenizer.to_json()
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    del saved["model"]["type"]  # GPT-2's own file is older than that
+    (tmp_path / "older.json").write_text(json.dumps(saved), encoding="utf-8")
+    for one in (path, tmp_path / "older.json"):
+        assert files.load_hugging_face(Tokenizer, one).to_json() == tokenizer.to_json()
 
 
 def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
@@ -114,6 +118,7 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
         (lambda saved: saved["model"]["vocab"].update(a=7, b=7), "do not fit|ids are not"),
         (lambda saved: saved["model"]["merges"].pop(0), "ids are not|do not fit"),
         (lambda saved: saved["model"]["merges"].append(["漢", "a"]), "do not match"),
+        (lambda saved: saved["added_tokens"][0].update(content=7), "do not match"),
     ],
 )
 def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
@@ -126,6 +131,12 @@ def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
         files.load_hugging_face(Tokenizer, path)
 
 
+def without_vocab_size(**options) -> list[str]:
+    arguments = small_arguments(v4, **options)
+    at = arguments.index("--vocab-size")
+    return arguments[:at] + arguments[at + 2 :]
+
+
 @pytest.mark.parametrize("save", [Tokenizer.save, files.save_hugging_face])
 def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
     save, corpus_file, tmp_path, monkeypatch
@@ -134,10 +145,12 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
     monkeypatch.chdir(tmp_path)
     v4.main(small_arguments(v4, data=corpus_file, out="learned"))
     save(Tokenizer.load("learned/tokenizer.json"), "given.json")
-    size = v4.Config.vocab_size  # its default: not said
-    arguments = small_arguments(v4, data=corpus_file, out="given", vocab_size=size)
-    v4.main([*arguments, "--tokenizer", "given.json"])
+    arguments = [*without_vocab_size(data=corpus_file, out="given"), "--tokenizer", "given.json"]
+    v4.main(arguments)
     (tmp_path / "given.json").unlink()
+    v4.main([*arguments, "--resume"])
+    kept = json.loads((tmp_path / "given/config.json").read_text(encoding="utf-8"))
+    assert kept["tokenizer"] == str(tmp_path / "given.json")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     states = []
@@ -157,8 +170,12 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
     [
         (["--tokenizer", "nowhere.json"], "nowhere.json is not a file"),
         (["--tokenizer", "."], "is not a file"),
+        (["--tokenizer", "a\0b"], "cannot be the name"),
+        (["--tokenizer", "~nobody-of-that-name/t.json"], "t.json is not a file"),
         (["--tokenizer", "ours.json", "--vocab-size", "300"], "omit it or --tokenizer"),
+        (["--tokenizer", "ours.json", "--vocab-size", "4096"], "omit it or --tokenizer"),
         (["--tokenizer", "endless.json"], "endless.json has no <|endoftext|>"),
+        (["--tokenizer", "plain.json"], "plain.json has no <|endoftext|>"),
         (["--tokenizer", "text.json"], "text.json cannot be read as JSON"),
         (["--tokenizer", "other.json"], "other.json is not a tokenizer.json"),
     ],
@@ -169,8 +186,41 @@ def test_tokenizers_that_v4_cannot_train_with(
     monkeypatch.chdir(tmp_path)
     TOKENIZER.save("ours.json")
     Tokenizer(TOKENIZER.merges, ["<|a|>"]).save("endless.json")
+    files.save_hugging_face(Tokenizer(TOKENIZER.merges, []), "plain.json")
     (tmp_path / "other.json").write_text("{}")
     shutil.copy(corpus_file, "text.json")
+    monkeypatch.setattr(v4, "load_corpus", None)  # told before a corpus is read
     arguments = ["--data", corpus_file, "--out", tmp_path / "run", *options]
     assert said in complaint(v4, arguments, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_tokenizer_it_began_with(corpus_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    v4.main(small_arguments(v4, data=corpus_file, out="run"))
+    for mode in ("--resume", "--sample"):
+        said = complaint(v4, [mode, "--out", "run", "--tokenizer", "other.json"], capsys)
+        assert "--tokenizer other.json: the run in run began with its own" in said
+
+
+def test_a_model_with_a_given_tokenizer_has_as_many_tokens(
+    corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    TOKENIZER.save("ours.json")
+    options = ["--tokenizer", "ours.json"], ["--vocab-size", str(TOKENIZER.vocab_size)]
+    tables = []
+    for option in options:
+        v4.main(["--print-model", "--data", str(corpus_file), *option])
+        tables.append(capsys.readouterr().out)
+    assert "parameters" in tables[0] and tables[0] == tables[1]
+
+
+def test_all_bytes_count_where_special_tokens_occur_as_text(tmp_path):
+    """Only `<|endoftext|>` stands for none."""
+    TOKENIZER.save(tmp_path / "ours.json")
+    (tmp_path / "text.txt").write_text(PROSE.replace(" ", " <|a|>"), encoding="utf-8")
+    arguments = without_vocab_size(data=tmp_path / "text.txt", out=tmp_path / "run")
+    v4.main([*arguments, "--tokenizer", str(tmp_path / "ours.json")])
+    summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
+    assert summary["scored_bytes"] == summary["corpus"]["val_bytes"]

@@ -186,9 +186,9 @@ class Tokenizer:
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
-    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, n_bytes, vocab_size),
@@ -342,7 +342,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
     The first token is given; every other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count toward neither total. `model` is left in evaluation mode.
+    time. Tokens of no bytes count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0

@@ -287,8 +287,8 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
-    corpus = load_corpus(config.data)
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
+    corpus = load_corpus(config.data)
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, config.vocab_size),
@@ -647,7 +647,7 @@ def evaluate(
     """How well `model` predicts `tokens` (N,): its total loss in nats, and the bytes they encode.
 
     The first token is given; every other is predicted once, in windows of `length`, `batch` at a
-    time. Special tokens count toward neither total. `model` is left in evaluation mode.
+    time. Tokens of no bytes count toward neither total. `model` is left in evaluation mode.
     """
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
