@@ -605,7 +605,8 @@ def report(results: dict) -> str:
     for trial in results["trials"]:
         kinds.setdefault(trial["where"], []).append(trial)
     rows = [["what happened", "how often", "how it ended", "lost"]]
-    for where, trials in kinds.items():
+    order = list(dict.fromkeys(where.split()[0] for where in kinds))
+    for where, trials in sorted(kinds.items(), key=lambda kind: order.index(kind[0].split()[0])):
         ends = sorted({trial["ended"] for trial in trials})
         counts = [(times(t for t in trials if t["ended"] == end), end) for end in ends]
         ended = ", ".join(f"{n:,} {end}" for n, end in counts) if len(counts) > 1 else ends[0]

@@ -311,10 +311,11 @@ def report(results: dict) -> str:
     findings = "\n".join(f"- {finding(what, of[what])}" for what in whats)
     tables = "\n\n".join(table(what, of[what]) for what in whats)
     runs = [run for point in results["points"] for run in point["runs"] if "diverged" not in run]
-    says = "Diverged: the loss is not finite, or in the last steps above an untrained model's."
+    depends = what_it_depends_on(results, runs)
     if any("bytes" in LARGER.get(what, {}) for what in whats):
-        says = f"Ten times as long: ten times the steps, on ten times the text. {says}"
-    depends = f"{what_it_depends_on(results, runs)} {says}"
+        depends += " Ten times as long: ten times the steps, on ten times the text."
+    if "diverged" in tables:
+        depends += " Diverged: the loss is not finite, or at the end above an untrained model's."
     return "\n\n".join([findings, depends, fold("The tables", tables)])
 
 

@@ -192,7 +192,7 @@ def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
         fresh = {"out": out, "resume": False, "sample": False, "compile": False}
         return config_class(**values | {k: v for k, v in fresh.items() if k in values})
     except TypeError:
-        raise UserError(f"{path} was written by another version's train.py") from None
+        raise UserError(f"{path} is another version's: use its train.py or another --out") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -345,7 +345,7 @@ def given_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa:
 def load_tokenizer(tokenizer_class: type[T], path: str | Path) -> T:
     """The tokenizer in a tokenizer.json, ours or Hugging Face's; UserError if it is none, or has no
     `<|endoftext|>`."""
-    if not Path(path).is_file():  # it is read twice, which a pipe cannot be
+    if Path(path).exists() and not Path(path).is_file():  # it is read twice, as no pipe can be
         raise UserError(f"{path} is not a file")
     is_ours = "kind" in read_json(path)
     tokenizer = tokenizer_class.load(path) if is_ours else load_hugging_face(tokenizer_class, path)

@@ -133,7 +133,7 @@ def read_pieces(path: str | Path) -> Iterator[str]:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         place = offset - undecoded + error.start
-        raise UserError(f"{path} is not UTF-8 text (byte {place:,})") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {place:,}): convert it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
 

@@ -64,8 +64,11 @@ Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a 
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
-    *("print_model", "init_from", "dtype"),
+    *("print_model", "init_from", "dtype", "evaluate_every"),
 }
+# All that a run writes to its folder.
+RUN_FILES = {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoint.pt", "summary.json"}
+RUN_FILES |= {"samples.txt", "loss.png", "tensorboard"}
 
 
 class Run:
@@ -188,7 +191,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         if self.step > self.config.steps:
-            raise UserError(f"the run in {self.out} is already past --steps {self.config.steps}")
+            raise UserError(
+                f"the run in {self.out} has made {self.step:,} steps: give --steps as many or more"
+            )
         if not distributed.joined():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         if distributed.is_first():
@@ -211,13 +216,13 @@ class Run:
         """Write the files with which a run begins."""
         begun = self.metrics.exists()
         self.metrics_file = lock_metrics(self.out)
+        remove_unfinished(self.out)
         if not self.config.resume and self._holds_files(begun):
             self.metrics_file.close()  # Windows does not rename a folder with an open file
             if not begun:
                 self.metrics.unlink()  # ours
             self._keep_earlier_run()
             self.metrics_file = lock_metrics(self.out)
-        remove_unfinished(self.out)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         self.tokenizer.save(self.out / "tokenizer.json")
         self.metrics_file.truncate(0)
@@ -261,13 +266,20 @@ class Run:
     def _holds_files(self, begun: bool) -> bool:
         """Whether the folder has files of a run, or with such names, not counting those of a run
         that was `begun` but ended before its first checkpoint, when metrics.jsonl had no rows."""
-        names = {"checkpoint.pt", "summary.json", "samples.txt", "loss.png"}
-        if self.metrics.stat().st_size or not begun:
-            names |= {"config.json", "tokenizer.json", "tensorboard"}
-        return self.metrics.stat().st_size > 0 or any((self.out / name).exists() for name in names)
+        if self.metrics.stat().st_size:
+            return True
+        names = RUN_FILES - {"metrics.jsonl"}
+        if begun:
+            names -= {"config.json", "tokenizer.json", "tensorboard"}
+        return any((self.out / name).exists() for name in names)
 
     def _keep_earlier_run(self) -> None:
-        """Rename the folder of an earlier run: no mistake may cost hours of training."""
+        """Rename the folder of an earlier run: no mistake may cost hours of training. UserError if
+        other files would be renamed with it."""
+        others = {path.name for path in self.out.glob("[!.]*")} - RUN_FILES
+        if others:
+            other = f"{self.out} holds a run and other files, such as {min(others)}"
+            raise UserError(f"{other}: choose another --out")
         names = (self.out.with_name(f"{self.out.name}-{n}") for n in itertools.count(1))
         kept = next(path for path in names if not path.exists())
         self.out.rename(kept)
@@ -276,11 +288,13 @@ class Run:
     def _announce(self) -> None:
         config, corpus, n = self.config, self.corpus, distributed.processes()
         together = f", {n} processes" if n > 1 else ""
+        is_long = corpus.val_bytes > QUICK_BYTES
+        quick = f" (until the end, only {QUICK_BYTES:,})" if is_long else ""
         print_text(
             f"{self.version}: {self._parameters():,} parameters, {config.vocab_size:,} tokens in "
             f"the vocabulary, context of {config.context_length:,}, on {self.device}{together}\n"
             f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
-            f"{corpus.val_bytes:,} to validate, sha256 {corpus.sha256[:16]}\n"
+            f"{corpus.val_bytes:,} to validate{quick}, sha256 {corpus.sha256[:16]}\n"
             f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}"
         )
 

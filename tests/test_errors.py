@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_config_or_text(version, capsys, run, tmp_path, 
     line = complaint(version, ["--resume", "--out", run, "--data", other], capsys)
     assert f"a run with another text, not what {other} holds now: use the same" in line
     line = complaint(version, ["--resume", "--out", run, "--steps", "2"], capsys)
-    assert "past --steps 2" in line
+    assert "has made 6 steps: give --steps as many or more" in line
 
 
 def test_a_tokenizer_that_does_not_fit_the_checkpoint(version, capsys, run):
@@ -207,6 +207,15 @@ def test_what_is_left_of_a_run_or_is_called_so_is_kept(version, run, corpus_file
     version.main(small_arguments(version, data=corpus_file, out=run))
     kept = run.with_name(run.name + "-1")
     assert before.items() <= {path.name: path.read_bytes() for path in kept.iterdir()}.items()
+
+
+def test_other_files_are_not_renamed_with_an_earlier_run(version, capsys, run, corpus_file):
+    (run / "thesis.tex").write_text("hours of work")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    line = complaint(version, small_arguments(version, data=corpus_file, out=run), capsys)
+    assert "other files, such as thesis.tex: choose another --out" in line
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    version.main(["--resume", "--out", str(run), "--steps", "7"])
 
 
 def test_an_export_is_kept_also_if_it_cannot_be_renamed(tmp_path, corpus_file, monkeypatch):
@@ -377,10 +386,10 @@ ANOTHER_RUN = {
     "dropout": 0.5,
     "rope_base": 9.0,
     "tokenizer_sample_bytes": 50,
-    "evaluate_every": 2,
     "seed": 7,
 }
 THE_SAME_RUN = {
+    "evaluate_every": 2,
     "checkpoint_every": 2,
     "prompt": "the",
     "temperature": 0.5,

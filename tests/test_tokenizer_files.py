@@ -168,10 +168,10 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--tokenizer", "nowhere.json"], "nowhere.json is not a file"),
+        (["--tokenizer", "nowhere.json"], "nowhere.json is not there"),
         (["--tokenizer", "."], "is not a file"),
         (["--tokenizer", "a\0b"], "cannot be the name"),
-        (["--tokenizer", "~nobody-of-that-name/t.json"], "t.json is not a file"),
+        (["--tokenizer", "~nobody-of-that-name/t.json"], "t.json is not there"),
         (["--tokenizer", "ours.json", "--vocab-size", "300"], "omit it or --tokenizer"),
         (["--tokenizer", "ours.json", "--vocab-size", "4096"], "omit it or --tokenizer"),
         (["--tokenizer", "endless.json"], "endless.json has no <|endoftext|>"),

@@ -1,7 +1,7 @@
 """v0: a table that says, for each character, which one follows.
 
 The smallest possible language model, trained by gradient descent like its large relatives, and then
-compared with the table that this training converges to, which counting gives in closed form.
+compared with what this training approximates: how often each pair occurs, by counting.
 
     diff v0_bigram/train.py v1_char_transformer/train.py
     python v0_bigram/train.py
@@ -165,8 +165,8 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def count_bigrams(tokens: np.ndarray, config: Config, smoothing: float = 0.03) -> LanguageModel:
-    """The table that gradient descent converges to, in closed form: log relative frequencies of
-    pairs, with `smoothing` added to each count so that unseen pairs keep a little probability."""
+    """The table that gradient descent approximates, by counting: log relative frequencies of pairs,
+    with `smoothing` added to each count so that unseen pairs keep a little probability."""
     model, V = LanguageModel(config), config.vocab_size
     counts = torch.full((V, V), smoothing, dtype=torch.float64)
     for i in range(0, len(tokens) - 1, 1 << 20):  # in chunks: the text may be long
@@ -276,7 +276,7 @@ def train(config: Config) -> dict:
     counted = count_bigrams(train_tokens, config).to(run.device)
     nats, n_bytes = evaluate(counted, val_tokens, tokenizer, config.context_length)
     run.scores["counted_bits_per_byte"] = nats / log(2) / n_bytes
-    print(f"the same table, by counting: {nats / log(2) / n_bytes:.4f} bits per byte")
+    print(f"a table of counted pairs instead: {nats / log(2) / n_bytes:.4f} bits per byte")
     return run.finish(generate, len(train_tokens))
 
 

@@ -44,7 +44,7 @@ class Config:
     width: int = 64  # channels of the residual stream, which every block reads and adds to (C)
     n_layers: int = 6  # transformer blocks
     n_heads: int = 6  # attention heads per block (H)
-    head_size: int = 64  # channels per head (D)
+    head_size: int = 64  # channels per head (D); heads need not add up to the width
     dropout: float = 0.2  # fraction of activations zeroed in training
     steps: int = 400  # optimizer steps
     batch_size: int = 32  # windows of text per step (B)

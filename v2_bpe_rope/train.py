@@ -53,7 +53,7 @@ class Config:
     width: int = 64  # channels of the residual stream, which every block reads and adds to (C)
     n_layers: int = 6  # transformer blocks
     n_heads: int = 6  # attention heads per block (H)
-    head_size: int = 64  # channels per head (D)
+    head_size: int = 64  # channels per head (D); heads need not add up to the width
     rope_base: float = 10_000.0  # the slowest channels turn one radian in about this many tokens
     dropout: float = 0.0  # fraction of activations zeroed in training
     steps: int = 350  # optimizer steps

@@ -1,8 +1,8 @@
 """v3: merges only within English words, no tokens that only help to build others, ALiBi.
 
 New since v2 (sections 1, 2, 5): the vocabulary is spent on English words, and on no token that
-rarely occurs on its own (Scaffold-BPE); positions are encoded by a penalty on distance, so that the
-model can read contexts longer than it was trained on.
+only helps to build others (Scaffold-BPE); positions are encoded by a penalty on distance, so that
+the model can read contexts longer than it was trained on.
 
     diff v2_bpe_rope/train.py v3_alibi/train.py
     python v3_alibi/train.py
@@ -54,7 +54,7 @@ class Config:
     width: int = 64  # channels of the residual stream, which every block reads and adds to (C)
     n_layers: int = 6  # transformer blocks
     n_heads: int = 6  # attention heads per block (H)
-    head_size: int = 64  # channels per head (D)
+    head_size: int = 64  # channels per head (D); heads need not add up to the width
     dropout: float = 0.0  # fraction of activations zeroed in training
     steps: int = 350  # optimizer steps
     batch_size: int = 32  # windows of text per step (B)
@@ -83,14 +83,15 @@ class Tokenizer:
 
     Ids: the 256 bytes, then a token per merge that makes no scaffold, then `<|endoftext|>`. Merges
     stay within a run of English letters and the space before it; other text is encoded as bytes. A
-    scaffold is the result of a merge that only serves to build longer tokens: it gets no id.
+    scaffold is the result of a merge that only serves to build longer tokens: it gets no id. Until
+    scaffolds are taken apart, ids are numbers instead: a byte, or 256 + the rank of a merge.
     """
 
     pattern = regex.compile(r" ?[A-Za-z]+|.", regex.DOTALL)
 
     def __init__(self, merges: list[tuple[int, int]], scaffolds: Iterable[int]) -> None:
         self.merges = [(left, right) for left, right in merges]
-        self.scaffolds = set(scaffolds)  # by number, which is 256 + the rank of the merge
+        self.scaffolds = set(scaffolds)  # numbers
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         self.apart = [[byte] for byte in range(256)]  # number -> its id, or its parts' ids
@@ -126,7 +127,7 @@ class Tokenizer:
                     for pair in zip(ids, ids[1:]):
                         pairs[pair] += count
                 most = max(pairs.values(), default=0)
-                for number in merges[-1] if merges else ():  # its two parts
+                for number in merges[-1] if merges else ():  # the parts of the last
                     if number >= 256 and most > sum(ids.count(number) * n for ids, n in words):
                         scaffolds.add(number)
                 bar.update(len(vocab) - len(scaffolds) - bar.n)

@@ -1,9 +1,9 @@
 """v4: what today's models are made of, down to their loss and their optimizers.
 
-New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): delta-BPE with special tokens;
-memory-mapped token files; Qwen3's block (RMSNorm, rotary positions, QK-norm, fused grouped-query
-attention, SwiGLU, no biases or dropout); loss, optimizers, schedule and gradient clipping from
-scratch; mixed precision; generation with a key-value cache.
+New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): v2's merges again, by delta-BPE, with
+special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
+fused grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
+clipping from scratch; mixed precision; generation with a key-value cache.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -65,7 +65,7 @@ class Config:
     n_layers: int = 3  # transformer blocks
     n_heads: int = 2  # attention heads per block (H)
     n_kv_heads: int = 2  # key/value heads (G), each shared by n_heads / n_kv_heads query heads
-    head_size: int = 64  # channels per head (D)
+    head_size: int = 64  # channels per head (D); heads need not add up to the width
     feed_forward_size: int = 344  # hidden channels of the feed-forward layer
     rope_base: float = 10_000.0  # the slowest channels turn one radian in about this many tokens
     steps: int = 1250  # optimizer steps
@@ -151,7 +151,7 @@ class Tokenizer:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
         counts, heap, merges, least = {}, [], [], 1 + words.total // 100
-        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # sorts b before ab before a
+        order = [chr(255 - byte) + "\u0100" for byte in range(256)]  # lowest first: b, ab, a
 
         def entry(pair: tuple[int, int]) -> tuple:
             return -counts[pair], order[pair[0]], order[pair[1]], pair
@@ -197,7 +197,7 @@ class Tokenizer:
         starts = np.append(0, ends[:-1])
         ids, place = np.argsort(list(self.first))[text], np.arange(len(text))  # inverts `first`
         ids[0] = ids[ends] = none
-        for word in np.flatnonzero(ends - starts > 128):
+        for word in np.flatnonzero(ends - starts > 128):  # a round for each merge would take long
             long = ids[starts[word] + 1 : ends[word]]
             merged = self.merge_long(long)
             long[: len(merged)], long[len(merged) :] = merged, none
