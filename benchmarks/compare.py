@@ -381,8 +381,8 @@ def beyond_table(rows: list[dict]) -> str:
         for i, b in enumerate(row["beyond"][1:], 1):
             cells[i] += f" ({b['mean'] / once - 1:+.1%})"
         table.append([row["version"], *cells])
-    others = [f"{r['version']}: {r['why_not_beyond']}." for r in rows if r not in reading]
-    return markdown(table) + "\n\nNot beyond: " + " ".join(others) if others else markdown(table)
+    others = [f"{r['version']} ({r['why_not_beyond']})" for r in rows if r not in reading]
+    return markdown(table) + (f"\n\nNot shown: {', '.join(others)}." if others else "")
 
 
 def written(exhibits: dict[str, dict]) -> str:

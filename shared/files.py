@@ -123,7 +123,7 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[[dict], T]) -> T
     """`build` applied to the JSON in `path`; UserError if it is damaged or not of that `kind`."""
     saved = read_json(path)
     if saved.get("kind") != kind:
-        raise UserError(f"{path} is a tokenizer of kind {saved.get('kind')}, not {kind}")
+        raise UserError(f"{path} is another version's tokenizer ({saved.get('kind')}, not {kind})")
     try:
         lengths = [1] * 256  # of tokens, in bytes: sixty doubling merges would make a huge one
         for left, right in saved.get("merges", ()):
