@@ -330,7 +330,7 @@ def report(kept: dict, steps: int) -> str:
         f"are of {kept['dtype']} in v4, of float32 in nanoGPT, whose train.py knows no other on a "
         "CPU, but in the row that says so. v4's rate ends at "
         f"zero, so each number of steps is complete runs; those tried are {GRID - 1:.0%} apart. "
-        f"Its rates by characters ({rates}) were chosen on `pydocs`. By characters, v4 has an id for "
-        "each byte, with a vector in the embedding and one in the head; nanoGPT shares one between "
-        "them."
+        f"Its rates by characters ({rates}) were chosen on `pydocs`. By characters, v4 has an id "
+        "for each byte, with a vector in the embedding and one in the head; nanoGPT shares one "
+        "between them."
     )
