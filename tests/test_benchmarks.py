@@ -62,7 +62,7 @@ def test_tables_show_the_measures():
     assert "| bytes a token | 2.00 | 2.00 |" in text
     assert "| perplexity a word | 6.3e+29 | 4.4e+35 |" in text
     assert "| v2_bpe_rope | 3.000 ± 2.646 | 6.000 ± 5.292 (+100.0%) | 12.000" in text
-    assert "v1_char_transformer: only 64 positions were learned." in text
+    assert "v1_char_transformer (only 64 positions were learned)." in text
     assert "in float32; Python" in text and "commit 0123456789ab." in text and "3 seeds" in text
     results["runs"] = [*results["runs"][:2], toy.run("v4_modern", 0, 1.0, dtype="bfloat16")]
     assert "v2_bpe_rope:\n\n<pre>A &lt;b&gt; dog &amp; $1</pre>" in text
