@@ -165,6 +165,23 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+@contextmanager
+def handled(number, handler):
+    """Within it, `handler` answers the signal, whatever we were started with, such as `nohup`."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.fixture
+def unblocked(number):
+    with handled(number, signal.default_int_handler):  # one that the code misses fails the test
+        yield
+
+
+@pytest.mark.usefixtures("unblocked")
 @pytest.mark.parametrize("number", [signal.SIGINT, *STOPS])
 def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch, number):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
@@ -182,6 +199,7 @@ def test_a_bar_that_a_signal_leaves_half_made_ends_in_peace(monkeypatch):
     bar.close()  # as when nobody holds it any more
 
 
+@pytest.mark.usefixtures("unblocked")
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch, number):
     log_step = Run.log_step
@@ -198,6 +216,20 @@ def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, mon
     assert status == 128 + number
     assert errors.endswith(f"stopped at step 5, saved; --resume --out {tmp_path}/run continues\n")
     assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
+    assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_stops_nothing(subject, tmp_path, monkeypatch):
+    log_step = Run.log_step
+
+    def hung_up(run, *rest):
+        signal.raise_signal(signal.SIGHUP)
+        log_step(run, *rest)
+
+    monkeypatch.setattr(Run, "log_step", hung_up)
+    with handled(signal.SIGHUP, signal.SIG_IGN):
+        assert call(subject, subject.arguments(tmp_path / "run"))[0] == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
