@@ -144,7 +144,6 @@ class Outcome:
     """How a process ended."""
 
     status: int
-    said: str  # on stdout, but for the phases
     errors: str  # on stderr
     phases: list[tuple[str, float]]  # (name, seconds) of each phase that ended
     ended: str  # "in" the phase in which it ended, or "between phases"
@@ -174,7 +173,7 @@ def start(
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
-    said, phases, begun, where = [], [], {}, "between phases"
+    phases, begun, where = [], {}, "between phases"
     count = 0
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -198,15 +197,13 @@ def start(
                 elif event == "end":
                     phases.append((phase, time.perf_counter() - begun[phase]))
                     where = "between phases"
-                else:
-                    said.append(line)
             process.wait()
         finally:
             process.kill()  # whatever stopped us stops it
             process.wait()
         errors.seek(0)
         told = errors.read().decode("utf-8", "replace").replace("\r", "\n")
-    return Outcome(process.returncode, "".join(said), told, phases, where)
+    return Outcome(process.returncode, told, phases, where)
 
 
 def tell_phases() -> None:
@@ -339,7 +336,7 @@ def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
             lost = damaged_files(out) or ", ".join(path.name for path in out.rglob("*.tmp"))
             if outcome.status != 128 + number or "Traceback" in outcome.errors:
                 lost = f"status {outcome.status}: {outcome.errors[-200:]}"
-            elif fault[0] in ("step", "checkpoint") and "--resume" not in outcome.said:
+            elif fault[0] in ("step", "checkpoint") and "--resume" not in outcome.errors:
                 lost = "does not say how to go on"
             yield f"{signal.Signals(number).name} in {fault[0]}", "resumed", lost
         start(subject, out)
