@@ -44,9 +44,9 @@ AS_NANOGPT |= {"feed_forward_size": 344}
 # The rates for characters were chosen on `pydocs`.
 RATES = {"learning_rate": 0.0135, "muon_learning_rate": 0.036, "weight_decay": 0.1}
 V4_OPTIONS = {SUBWORDS: {}, CHARACTERS: AS_NANOGPT | RATES}
-STEP_TURNS = 100
-WRITE_TURNS, WRITTEN, WRITTEN_CONTEXT = 3, 500, 256  # tokens written, with such a context
-TOKENIZER_TURNS = 3
+STEP_TURNS = 300
+WRITE_TURNS, WRITTEN, WRITTEN_CONTEXT = 10, 500, 256  # tokens written, with such a context
+TOKENIZER_TURNS = 10
 GRID = 1.05  # the factor between the numbers of steps that are tried
 LEAST_STEPS = 5
 LOOKS = 8  # evaluations during nanoGPT's run
