@@ -162,6 +162,15 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
+def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
+    stopped = Subject("v0_bigram", corpus_file, tmp_path, faults.SIZES)
+    assert stopped.untouched.status == 0
+    monkeypatch.setattr(faults, "moments", lambda *_: [("step", 3, 0.0, signal.SIGINT)])
+    trials = list(faults.stop(stopped, random.Random(0), faults.Options(rounds=1)))
+    assert [where for where, *_ in trials] == ["SIGINT in step", "the run after its stops"]
+    assert lost(trials) == []
+
+
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
