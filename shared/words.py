@@ -27,6 +27,7 @@ dictionary.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
@@ -303,15 +304,21 @@ class WordNumbers:
         spokesman[short] = np.where(hit, asks_for, short)  # one of equal words asks for all
         asks = np.flatnonzero(spokesman == np.arange(len(starts)))
         begins, ends = starts[asks].tolist(), (starts + lengths)[asks].tolist()
-        known, numbers = self.known, np.zeros(len(starts), np.int32)
-        numbers[asks] = [known.setdefault(block[i:j], len(known)) for i, j in zip(begins, ends)]
+        numbers = np.zeros(len(starts), np.int32)
+        numbers[asks] = self.numbers_of_words(block[i:j] for i, j in zip(begins, ends))
         numbers = numbers[spokesman]
         self.middle.put(numbers[short], first[short], second[short])
-        self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
         while len(self.short.numbers) < min(2 * len(self.words), MOST_SLOTS):
             self.short.grow()
             self.middle.grow()
         return numbers
+
+    def numbers_of_words(self, words: Iterable[bytes]) -> np.ndarray:
+        """The number of each of `words`, (N,) int32."""
+        known = self.known
+        numbers = [known.setdefault(word, len(known)) for word in words]
+        self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
+        return np.array(numbers, np.int32)
 
 
 class Table:
@@ -401,9 +408,7 @@ class CutTexts:
 
     def cut(self, text: str | bytes) -> list[bytes]:
         """Cut another `text` into words; return its new ones."""
-        if (known := len(self.numbers.words)) > MOST_WORDS:
-            self.forget()
-            known = 0
+        known = self.known()
         data = utf8(text)
         specials = find_special(data, self.special_bytes)
         numbers = self.numbers.numbers(data, specials[:, :2])
@@ -411,6 +416,18 @@ class CutTexts:
         numbers[np.flatnonzero(numbers < len(self.special_bytes))] = specials[:, 2]
         self.waiting.append((self.rows, numbers))
         return self.numbers.words[known:]
+
+    def number(self, words: list[bytes]) -> tuple[list[bytes], np.ndarray]:
+        """Those of `words` that are new, and the number of the row of each, (N,)."""
+        known = self.known()
+        numbers = self.numbers.numbers_of_words(words) + len(self.special_bytes)
+        return self.numbers.words[known:], numbers
+
+    def known(self) -> int:
+        """The number of words that are known; if there are many, all are forgotten first."""
+        if len(self.numbers.words) > MOST_WORDS:
+            self.forget()
+        return len(self.numbers.words)
 
     def lay(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The ids, (N,), of the text that has waited longest, given the `ids` of its new words,
@@ -440,10 +457,23 @@ class WordIds:
         """The ids of `text`, (N,) uint16 or uint32."""
         # A long text in pieces: new memory for the whole of it would take a fifth of the time.
         pieces = in_pieces(utf8(text), self.texts.special_bytes)
+        with self.all_or_nothing() as texts:
+            laid = [texts.lay(*self.merge_all(texts.cut(piece))) for piece in pieces]
+            return np.concatenate([np.zeros(0, texts.dtype), *laid])
+
+    def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all `words`, concatenated, and the number of ids of each."""
+        with self.all_or_nothing() as texts:
+            new, numbers = texts.number(words)
+            texts.rows.append(*self.merge_all(new))
+            return texts.rows.lay(numbers), texts.rows.lengths.take(numbers)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[CutTexts]:
+        """`texts`, for work after which none is waiting, even if it ends early, as by Ctrl-C."""
         try:
-            laid = [self.texts.lay(*self.merge_all(self.texts.cut(piece))) for piece in pieces]
-            return np.concatenate([np.zeros(0, self.texts.dtype), *laid])
-        except BaseException:  # such as Ctrl-C: no text may be left waiting
+            yield self.texts
+        except BaseException:
             self.texts = CutTexts(self.texts.special_tokens, self.texts.vocab_size)
             raise
 

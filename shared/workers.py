@@ -5,9 +5,10 @@ tasks on its standard input, a few megabytes of text at a time, and answers on i
 When the process that started it ends, for whatever reason, the worker's input ends and the worker
 exits. Nothing is shared, so nothing can leak, and it works the same on every system.
 
-Only the starter knows how words are merged, so each text takes two messages to its worker: the text
-itself, answered with its new words, and then the ids of those words, answered with the ids of the
-text. So that neither side waits for the other, the ids go with the text after the next:
+Only the starter knows how words are merged, and merges each word once, however many workers meet
+it. So each text takes two messages to its worker: the text itself, answered with its new words, and
+then the ids of those words, answered with the ids of the text. So that neither side waits for the
+other, the ids go with the text after the next:
 
     worker      lay 1, cut 3   lay 2, cut 4   lay 3, cut 5
     starter        merge 2        merge 3        merge 4
@@ -89,13 +90,13 @@ def encode_texts(
         return
     known = words.texts
     with crew(workers, worker.encode, known.special_tokens, known.vocab_size) as processes:
-        merged = {process: words.merge_all([]) for process in processes}
+        merged = {process: words.encode_words([]) for process in processes}
         delay = 3 * workers  # turns until the ids of a text arrive
         turns = zip(cycle(processes), chain(texts, repeat(b"", delay)))
         for turn, (process, text) in enumerate(turns):
             ids, new = receive(process)
             send(process, (merged[process], text))
-            merged[process] = words.merge_all(new)
+            merged[process] = words.encode_words(new)
             if turn >= delay:
                 yield ids
 

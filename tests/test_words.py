@@ -178,7 +178,32 @@ def test_a_text_longer_than_a_piece_is_cut_where_words_end(parts, size):
     )
 
 
-def test_a_merge_that_is_interrupted_is_asked_for_again():
+@given(st.lists(st.lists(st.text("ab").map(str.encode).filter(len))), st.sampled_from([0, 1000]))
+def test_words_of_others_are_merged_once_unless_forgotten(lists, most):
+    asked = []
+
+    def merge(new):
+        asked.extend(new)
+        return spelled(new)
+
+    ids = WordIds(merge, {"<|a|>": 256}, 257)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "MOST_WORDS", most)
+        for these in lists:
+            found, lengths = ids.encode_words(these)
+            assert found.tolist() == [*b"".join(these)]
+            assert lengths.tolist() == list(map(len, these))
+            assert ids.encode("a<|a|>b").tolist() == [*b"a", 256, *b"b"]
+    if most == 0:
+        assert len(asked) == sum(len({*these}) for these in lists) + 2 * len(lists)
+    else:
+        assert Counter(asked) == Counter({b"a", b"b", *sum(lists, [])} if lists else ())
+
+
+@pytest.mark.parametrize(
+    "encode", [lambda ids: ids.encode("b c"), lambda ids: ids.encode_words([b"b", b" c"])]
+)
+def test_a_merge_that_is_interrupted_is_asked_for_again(encode):
     asked = []
 
     def merge(new):
@@ -190,7 +215,7 @@ def test_a_merge_that_is_interrupted_is_asked_for_again():
     ids = WordIds(merge, {}, 256)
     assert ids.encode("a b").tolist() == [*b"a b"]
     with pytest.raises(KeyboardInterrupt):
-        ids.encode("b c")
+        encode(ids)
     assert ids.encode("c d").tolist() == [*b"c d"]
     assert ids.encode("a b c d").tolist() == [*b"a b c d"]
 

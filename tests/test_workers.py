@@ -66,6 +66,19 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
     assert len(started) == 2 + 2 + 3 + 3  # to train and to encode
 
 
+def test_a_word_is_merged_once_however_many_processes_meet_it(started):
+    tokenizer, asked = Tokenizer.train([TEXT], 400, workers=1), []
+
+    def merge(new):
+        asked.extend(new)
+        return tokenizer.merge_words(new)
+
+    ids = words.WordIds(merge, tokenizer.special_tokens, tokenizer.vocab_size)
+    encoded = list(workers.encode_texts([TEXT] * 7, ids, 3))
+    assert {tuple(found.tolist()) for found in encoded} == {tuple(tokenizer.encode(TEXT))}
+    assert len(encoded) == 7 and len(asked) == len({*asked}) > 0 and len(started) == 3
+
+
 def test_few_texts_start_no_process(monkeypatch):
     monkeypatch.setattr(workers.subprocess, "Popen", None)
     tokenizer = Tokenizer.train([TEXT], 300, workers=4)
