@@ -70,7 +70,7 @@ def make_text(path: Path, n_bytes: int) -> None:
     words, weights = list(counts), np.cumsum(list(counts.values()))
     draw, letters = np.random.default_rng(0), random.Random(0)
     with open(path, "wb") as file, tqdm(total=n_bytes, desc="writing", unit="B") as bar:
-        while bar.n < n_bytes:
+        while file.tell() < n_bytes:
             drawn = np.searchsorted(weights, draw.integers(weights[-1], size=DOCUMENT), "right")
             document = [words[i] for i in drawn.tolist()]
             for i in range(0, DOCUMENT, NEW_WORDS):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import load_version, small_text
+from tqdm import tqdm
 
 from benchmarks import scale, tokenizers
 from shared.corpora import END_OF_TEXT, read_documents
@@ -97,6 +99,18 @@ def test_scale_writes_its_text_again_and_measures_it(tmp_path):
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
     ids = open_token_file(tmp_path / "a.txt.bin", json_sha256(tokenizer.to_json()))
     assert tokenizer.decode(ids[1:].tolist()) == text.read_text(encoding="utf-8")
+
+
+def test_scale_ends_its_text_where_no_progress_is_shown(monkeypatch, tmp_path):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(scale, "tqdm", partial(tqdm, disable=True))  # as TQDM_DISABLE=1 does
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, limits[1]))
+    try:
+        scale.make_text(tmp_path / "a.txt", 300_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 300_000 <= (tmp_path / "a.txt").stat().st_size < 320_000
 
 
 def test_scale_does_not_fill_the_disk(monkeypatch, tmp_path):
