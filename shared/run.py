@@ -5,7 +5,6 @@ metrics.jsonl   one JSON object per log line       loss.png        its curves so
 summary.json    the results                        tokenizer.json, checkpoint.pt
 """
 
-import ctypes
 import dataclasses
 import errno
 import io
@@ -50,6 +49,7 @@ from shared.files import (
     write_json,
     write_text,
 )
+from shared.memory import keep_freed_memory
 from shared.model_table import share_of_peak
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
@@ -645,19 +645,6 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     figure.savefig(buffer, format="png", dpi=110)
     with atomic_write(picture) as file:
         file.write(buffer.getvalue())
-
-
-def keep_freed_memory() -> None:
-    """Keep large blocks of memory for the next step instead of returning them to the system.
-
-    Getting them again, page by page and zeroed, takes a tenth of a step. Only for Linux's C library
-    (man mallopt); other allocators decide for themselves.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def cpu_name() -> str:

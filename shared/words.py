@@ -34,6 +34,7 @@ import numpy as np
 import regex
 
 from shared.files import UserError
+from shared.memory import keep_freed_memory
 from shared.text import END_OF_TEXT, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
@@ -242,6 +243,7 @@ class WordNumbers:
     """Numbers for words, 0, 1, 2, ... in the order they first occur; `words` has the spellings."""
 
     def __init__(self) -> None:
+        keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
         self.short, self.middle = Table(1), Table(2)  # words of up to 7 and of up to 15 bytes
