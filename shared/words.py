@@ -442,7 +442,8 @@ class CutTexts:
 
 
 class WordIds:
-    """Encodes texts; `merge` is called only once for each distinct word.
+    """Encodes texts, also in several threads at once; `merge` is called only once for each distinct
+    word (or once for each of the threads).
 
     It takes a list of words and returns their ids, concatenated, and the number of ids of each.
     """
@@ -453,31 +454,34 @@ class WordIds:
         special_tokens: dict[str, int],
         vocab_size: int,
     ) -> None:
-        self.merge, self.texts = merge, CutTexts(special_tokens, vocab_size)
+        self.merge, self.special_tokens, self.vocab_size = merge, special_tokens, vocab_size
+        self.unused = [CutTexts(special_tokens, vocab_size)]
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of `text`, (N,) uint16 or uint32."""
-        # A long text in pieces: new memory for the whole of it would take a fifth of the time.
-        pieces = in_pieces(utf8(text), self.texts.special_bytes)
-        with self.all_or_nothing() as texts:
+        with self.own_texts() as texts:
+            # A long text in pieces: new memory for the whole of it would take a fifth of the time.
+            pieces = in_pieces(utf8(text), texts.special_bytes)
             laid = [texts.lay(*self.merge_all(texts.cut(piece))) for piece in pieces]
             return np.concatenate([np.zeros(0, texts.dtype), *laid])
 
     def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, concatenated, and the number of ids of each."""
-        with self.all_or_nothing() as texts:
+        with self.own_texts() as texts:
             new, numbers = texts.number(words)
             texts.rows.append(*self.merge_all(new))
             return texts.rows.lay(numbers), texts.rows.lengths.take(numbers)
 
     @contextmanager
-    def all_or_nothing(self) -> Iterator[CutTexts]:
-        """`texts`, for work after which none is waiting, even if it ends early, as by Ctrl-C."""
+    def own_texts(self) -> Iterator[CutTexts]:
+        """A `CutTexts` that no other thread uses meanwhile. Work that ends early, as by Ctrl-C, may
+        leave texts waiting in it, so then it is not used again."""
         try:
-            yield self.texts
-        except BaseException:
-            self.texts = CutTexts(self.texts.special_tokens, self.texts.vocab_size)
-            raise
+            texts = self.unused.pop()
+        except IndexError:
+            texts = CutTexts(self.special_tokens, self.vocab_size)
+        yield texts
+        self.unused.append(texts)
 
     def merge_all(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """`merge`, for as many words at a time as fit into the CPU's cache."""

@@ -88,8 +88,7 @@ def encode_texts(
     if workers == 1:
         yield from map(words.encode, texts)
         return
-    known = words.texts
-    with crew(workers, worker.encode, known.special_tokens, known.vocab_size) as processes:
+    with crew(workers, worker.encode, words.special_tokens, words.vocab_size) as processes:
         merged = {process: words.encode_words([]) for process in processes}
         delay = 3 * workers  # turns until the ids of a text arrive
         turns = zip(cycle(processes), chain(texts, repeat(b"", delay)))

@@ -1,6 +1,7 @@
 """Words found by numpy are those of GPT-2's pattern, and their numbers never lie."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -218,6 +219,21 @@ def test_a_merge_that_is_interrupted_is_asked_for_again(encode):
         encode(ids)
     assert ids.encode("c d").tolist() == [*b"c d"]
     assert ids.encode("a b c d").tolist() == [*b"a b c d"]
+
+
+def test_another_thread_may_encode_meanwhile():
+    found = []
+
+    def merge(new):
+        if new == [b"a", b" b"]:
+            with ThreadPoolExecutor(1) as thread:
+                found.append(thread.submit(ids.encode, "c d e").result().tolist())
+        return spelled(new)
+
+    ids = WordIds(merge, {}, 256)
+    assert ids.encode("a b").tolist() == [*b"a b"]
+    assert found == [[*b"c d e"]]
+    assert ids.encode("e d c b a").tolist() == [*b"e d c b a"]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1), st.data())
