@@ -1,9 +1,11 @@
-"""Two functions of v4 whose gradients are written out, for speed.
+"""Functions of v4 that torch has, too, but slower on a CPU.
 
-Torch's autograd computes gradients one operation at a time. Written as one formula they take half
-the time on a CPU, where every extra operation is another pass through memory.
+Torch's autograd computes gradients one operation at a time. The norm's and the loss's, written as
+one formula, take half the time on a CPU, where every extra operation is another pass through
+memory. Attention is the other way round: there, torch's fused operation is slow in bfloat16.
 """
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -25,6 +27,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
     """log sum exp(x) - x[t] for logits x (..., V), which are overwritten, and targets t (...)."""
     return CrossEntropy.apply(logits, targets)
+
+
+FUSED_FROM = 513  # tokens; where fused attention starts to be faster in bfloat16 on a CPU
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """softmax(q k' / sqrt(D)) v, fused (Dao et al. 2022), for queries (B, H, T, D), keys and values
+    (B, G, S, D); with `is_causal`, T and S are equal and each token sees only those up to itself.
+    """
+    (B, H, T, D), G = q.shape, k.shape[1]
+    if not (q.is_cpu and q.dtype == torch.bfloat16 and is_causal and T < FUSED_FROM):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=H != G)
+    k, v = (x if H == G else x.repeat_interleave(H // G, dim=1) for x in (k, v))
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    later = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(later, q, k.mT, alpha=D**-0.5).softmax(dim=-1)
+    return torch.bmm(weights, v).view(B, H, T, D)
 
 
 class RootMeanSquare(torch.autograd.Function):

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 from shared.decoding import Reader
 from shared.files import UserError
-from shared.functions import rms_norm
+from shared.functions import attention, rms_norm
 
 v1, v2, v3, v4 = (
     load_version(name) for name in ("v1_char_transformer", "v2_bpe_rope", "v3_alibi", "v4_modern")
@@ -46,6 +46,22 @@ def test_attention_equals_torchs(version):
         mask = model.position.bias(9, x.device)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     close(attention(x, model.position), attention.output(y.transpose(1, 2).flatten(2)))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.booleans())
+def test_attention_in_bfloat16_equals_torchs_in_float32(B, G, share, T, is_causal):
+    torch.manual_seed(0)
+    parts = [torch.randn(B, T, n, 8).bfloat16() for n in (G * share, G, G, G * share)]
+    *inputs, grad = (x.transpose(1, 2) for x in parts)  # as a model's: not contiguous
+    inputs = [x.requires_grad_() for x in inputs]
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    y = attention(*inputs, is_causal=is_causal)
+    want = F.scaled_dot_product_attention(*exact, is_causal=is_causal, enable_gqa=True)
+    close(y.float(), want, 0.02)
+    y.backward(grad)
+    want.backward(grad.float())
+    for x, its in zip(inputs, exact):
+        close(x.grad.float(), its.grad, 0.06)
 
 
 def test_v1_has_the_published_size():

@@ -35,7 +35,7 @@ from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.decoding import Reader
 from shared.files import UserError, json_sha256, read_tokenizer, write_json
-from shared.functions import nats_of, rms_norm
+from shared.functions import attention, nats_of, rms_norm
 from shared.model_files import load_weights
 from shared.model_table import print_model
 from shared.pairs import LinkedWords, PairRanks, every_other, no_garbage_collection
@@ -408,9 +408,7 @@ class Attention(nn.Module):
         k = rotate(self.key_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(  # scores, softmax and sum, fused (Dao et al. 2022)
-            q, k, v, is_causal=T > 1, enable_gqa=self.n_heads != self.n_kv_heads
-        )
+        y = attention(q, k, v, is_causal=T > 1)  # scores, softmax and sum, fused (Dao et al. 2022)
         return self.output(y.transpose(1, 2).reshape(B, T, -1))
 
 
