@@ -25,7 +25,6 @@ never wrong. Words that the tables do not have (long ones, new ones, collisions)
 dictionary.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -61,7 +60,6 @@ def kind_of(character: str) -> int:
 
 KIND_OF_BYTE = bytes(kind_of(chr(byte)) for byte in range(128)) + bytes(128)
 NOTHING, NO_SPECIAL = np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64)
-NO_IDS = np.zeros((2, 0), np.int64)
 UNKNOWN = 255
 kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so far
 
@@ -387,63 +385,9 @@ class WordCounts:
         self.counts = counts
 
 
-class CutTexts:
-    """Texts that are cut into words, and laid as ids once the ids of their new words are known.
-
-    Other texts may be cut in between; they are laid in the order they were cut. Special tokens are
-    recognized.
-    """
-
-    def __init__(self, special_tokens: dict[str, int], vocab_size: int) -> None:
-        if "" in special_tokens:
-            raise ValueError("an empty special token would be everywhere")
-        self.special_tokens, self.vocab_size, self.waiting = special_tokens, vocab_size, deque()
-        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
-        self.special_bytes = [token.encode("utf-8") for token in special_tokens]
-        self.forget()
-
-    def forget(self) -> None:
-        """Start over. The first rows are the special tokens', followed by one for each word."""
-        self.numbers, self.rows = WordNumbers(), Rows(self.dtype)
-        ids = np.array(list(self.special_tokens.values()), self.dtype)
-        self.rows.append(ids, np.ones_like(ids, np.int64))
-
-    def cut(self, text: str | bytes) -> list[bytes]:
-        """Cut another `text` into words; return its new ones."""
-        known = self.known()
-        data = utf8(text)
-        specials = find_special(data, self.special_bytes)
-        numbers = self.numbers.numbers(data, specials[:, :2])
-        numbers += len(self.special_bytes)
-        numbers[np.flatnonzero(numbers < len(self.special_bytes))] = specials[:, 2]
-        self.waiting.append((self.rows, numbers))
-        return self.numbers.words[known:]
-
-    def number(self, words: list[bytes]) -> tuple[list[bytes], np.ndarray]:
-        """Those of `words` that are new, and the number of the row of each, (N,)."""
-        known = self.known()
-        numbers = self.numbers.numbers_of_words(words) + len(self.special_bytes)
-        return self.numbers.words[known:], numbers
-
-    def known(self) -> int:
-        """The number of words that are known; if there are many, all are forgotten first."""
-        if len(self.numbers.words) > MOST_WORDS:
-            self.forget()
-        return len(self.numbers.words)
-
-    def lay(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The ids, (N,), of the text that has waited longest, given the `ids` of its new words,
-        concatenated, and their `lengths`."""
-        rows, numbers = self.waiting.popleft()
-        rows.append(ids, lengths)
-        parts = range(0, len(numbers), MANY_WORDS)
-        laid = [rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
-        return np.concatenate([np.zeros(0, self.dtype), *laid])
-
-
 class WordIds:
     """Encodes texts, also in several threads at once; `merge` is called only once for each distinct
-    word (or once for each of the threads).
+    word (or once for each of the threads). Special tokens are recognized.
 
     It takes a list of words and returns their ids, concatenated, and the number of ids of each.
     """
@@ -454,41 +398,60 @@ class WordIds:
         special_tokens: dict[str, int],
         vocab_size: int,
     ) -> None:
+        if "" in special_tokens:
+            raise ValueError("an empty special token would be everywhere")
         self.merge, self.special_tokens, self.vocab_size = merge, special_tokens, vocab_size
-        self.unused = [CutTexts(special_tokens, vocab_size)]
+        self.special_bytes = [token.encode("utf-8") for token in special_tokens]
+        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
+        self.unused: list[KnownWords] = []
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of `text`, (N,) uint16 or uint32."""
-        with self.own_texts() as texts:
+        with self.known_words() as known:
             # A long text in pieces: new memory for the whole of it would take a fifth of the time.
-            pieces = in_pieces(utf8(text), texts.special_bytes)
-            laid = [texts.lay(*self.merge_all(texts.cut(piece))) for piece in pieces]
-            return np.concatenate([np.zeros(0, texts.dtype), *laid])
-
-    def encode_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all `words`, concatenated, and the number of ids of each."""
-        with self.own_texts() as texts:
-            new, numbers = texts.number(words)
-            texts.rows.append(*self.merge_all(new))
-            return texts.rows.lay(numbers), texts.rows.lengths.take(numbers)
+            pieces = in_pieces(utf8(text), self.special_bytes)
+            return np.concatenate([np.zeros(0, self.dtype), *map(known.encode, pieces)])
 
     @contextmanager
-    def own_texts(self) -> Iterator[CutTexts]:
-        """A `CutTexts` that no other thread uses meanwhile. Work that ends early, as by Ctrl-C, may
-        leave texts waiting in it, so then it is not used again."""
+    def known_words(self) -> Iterator["KnownWords"]:
+        """Those that no other thread uses meanwhile. Work that ends early, as by Ctrl-C, may leave
+        words without ids in them, so then they are not used again."""
         try:
-            texts = self.unused.pop()
+            known = self.unused.pop()
         except IndexError:
-            texts = CutTexts(self.special_tokens, self.vocab_size)
-        yield texts
-        self.unused.append(texts)
+            known = KnownWords(self)
+        yield known
+        self.unused.append(known)
 
-    def merge_all(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """`merge`, for as many words at a time as fit into the CPU's cache."""
-        parts = range(0, len(words), MANY_WORDS)
-        merged = [NO_IDS, *(self.merge(words[i : i + MANY_WORDS]) for i in parts)]
-        ids, lengths = map(np.concatenate, zip(*merged))
-        return ids, lengths
+
+class KnownWords:
+    """The words of the texts so far, and their ids; `of` says how new ones are merged."""
+
+    def __init__(self, of: WordIds) -> None:
+        self.of = of
+        self.forget()
+
+    def forget(self) -> None:
+        """Start over. The first rows are the special tokens', followed by one for each word."""
+        self.numbers, self.rows = WordNumbers(), Rows(self.of.dtype)
+        ids = np.array(list(self.of.special_tokens.values()), self.of.dtype)
+        self.rows.append(ids, np.ones_like(ids, np.int64))
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """The ids of UTF-8 `data`, (N,)."""
+        if len(self.numbers.words) > MOST_WORDS:
+            self.forget()
+        known, n_special = len(self.numbers.words), len(self.of.special_bytes)
+        specials = find_special(data, self.of.special_bytes)
+        numbers = self.numbers.numbers(data, specials[:, :2])
+        numbers += n_special
+        numbers[np.flatnonzero(numbers < n_special)] = specials[:, 2]
+        new = self.numbers.words[known:]
+        for i in range(0, len(new), MANY_WORDS):  # as many as fit into the CPU's cache
+            self.rows.append(*self.of.merge(new[i : i + MANY_WORDS]))
+        parts = range(0, len(numbers), MANY_WORDS)
+        laid = [self.rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
+        return np.concatenate([np.zeros(0, self.of.dtype), *laid])
 
 
 class Rows:

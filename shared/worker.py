@@ -15,7 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
-from shared.words import CutTexts, WordCounts
+from shared.words import WordCounts, WordIds
 
 
 def count(special_tokens: list[str], tasks: Iterator[Any]) -> Iterator[Any]:
@@ -26,14 +26,11 @@ def count(special_tokens: list[str], tasks: Iterator[Any]) -> Iterator[Any]:
     yield counts.numbers.words, counts.counts.tolist()
 
 
-def encode(special_tokens: dict[str, int], vocab_size: int, tasks: Iterator[Any]) -> Iterator[Any]:
-    """For each task, lay the ids of the text before the last one, cut the next one, and yield those
-    ids and its new words."""
-    texts = CutTexts(special_tokens, vocab_size)
-    new = texts.cut(b"") + texts.cut(b"")  # as if two texts without words came first
-    yield np.zeros(0, texts.dtype), new
-    for merged, text in tasks:
-        yield texts.lay(*merged), texts.cut(text)
+def encode(
+    merge: bytes, special_tokens: dict[str, int], vocab_size: int, texts: Iterator[bytes]
+) -> Iterator[np.ndarray]:
+    """Yield the ids of each text, whose words are merged by the pickled function `merge`."""
+    yield from map(WordIds(pickle.loads(merge), special_tokens, vocab_size).encode, texts)
 
 
 def dump(value: Any, stream: BinaryIO) -> None:

@@ -1,17 +1,11 @@
 """Counting and encoding text on several cores.
 
-A worker is a separate Python process that imports `shared/words.py` but no model code. It receives
-tasks on its standard input, a few megabytes of text at a time, and answers on its standard output.
-When the process that started it ends, for whatever reason, the worker's input ends and the worker
-exits. Nothing is shared, so nothing can leak, and it works the same on every system.
-
-Only the starter knows how words are merged, and merges each word once, however many workers meet
-it. So each text takes two messages to its worker: the text itself, answered with its new words, and
-then the ids of those words, answered with the ids of the text. So that neither side waits for the
-other, the ids go with the text after the next:
-
-    worker      lay 1, cut 3   lay 2, cut 4   lay 3, cut 5
-    starter        merge 2        merge 3        merge 4
+A worker is a separate Python process that imports `shared/words.py` but no model code: importing
+torch would take longer than encoding most texts. So it is sent the code that merges words, which is
+in v4's file. It receives its tasks on its standard input, a few megabytes of text at a time, and
+answers on its standard output. When the process that started it ends, for whatever reason, the
+worker's input ends and the worker exits. Nothing is shared, so nothing can leak, and it works the
+same on every system.
 """
 
 import os
@@ -22,11 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from itertools import chain, cycle, islice, repeat
+from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
+import cloudpickle
 import numpy as np
 from tqdm import tqdm
 
@@ -88,16 +84,33 @@ def encode_texts(
     if workers == 1:
         yield from map(words.encode, texts)
         return
-    with crew(workers, worker.encode, words.special_tokens, words.vocab_size) as processes:
-        merged = {process: words.encode_words([]) for process in processes}
-        delay = 3 * workers  # turns until the ids of a text arrive
-        turns = zip(cycle(processes), chain(texts, repeat(b"", delay)))
-        for turn, (process, text) in enumerate(turns):
-            ids, new = receive(process)
-            send(process, (merged[process], text))
-            merged[process] = words.encode_words(new)
-            if turn >= delay:
-                yield ids
+    idle = SimpleQueue()
+
+    def encoded(text: str | bytes) -> np.ndarray:
+        process = idle.get()
+        try:
+            send(process, text)
+            return receive(process)
+        finally:
+            idle.put(process)
+
+    job = worker.encode, by_value(words.merge), words.special_tokens, words.vocab_size
+    with ThreadPoolExecutor(workers) as threads, crew(workers, *job) as processes:
+        for process in processes:
+            idle.put(process)
+        under_way = deque()
+        for text in texts:
+            under_way.append(threads.submit(encoded, text))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def by_value(function: Callable) -> bytes:
+    """A pickle of `function` that includes its code, so that its module need not be imported."""
+    cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+    return cloudpickle.dumps(function)
 
 
 def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared import words
 from shared.files import UserError
-from shared.words import CutTexts, Rows, WordCounts, WordIds, WordNumbers, whole_words
+from shared.words import Rows, WordCounts, WordIds, WordNumbers, whole_words
 
 GPT2 = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 NASTY = "  \n\t'stmdlver aZ19.,<|>\x1c\x85\u00a0\u3000🙂é\u0301\0٣漢"
@@ -138,27 +138,27 @@ def spelled(new: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(new), np.uint8), np.array([len(word) for word in new], np.int64)
 
 
-@given(st.lists(st.lists(TEXTS, min_size=1)), st.integers(0, 3), st.sampled_from([0, 5, 1000]))
-def test_texts_are_laid_as_they_were_cut(texts, ahead, most):
-    """However many are cut before the first is laid, and however soon words are forgotten."""
-    texts = ["<|a|>".join(parts) for parts in texts]
-    asked, laid = [], []
+@given(st.lists(st.lists(TEXTS, min_size=1)), st.sampled_from([0, 5, 1000]))
+def test_a_word_is_merged_once_unless_forgotten(texts, most):
+    asked = []
+
+    def merge(new):
+        asked.append(new)
+        return spelled(new)
+
+    ids = WordIds(merge, {"<|b|>": 257, "<|a|>": 256}, 258)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "MOST_WORDS", most)
         patch.setattr(words, "MANY_WORDS", 3)
-        waiting = CutTexts({"<|b|>": 257, "<|a|>": 256}, 258)
-        for text in texts + [""] * ahead:
-            asked.append(waiting.cut(text))
-            if len(asked) > ahead:
-                laid.append(waiting.lay(*spelled(asked[len(laid)])).tolist())
-    for text, ids in zip(texts, laid, strict=True):
-        parts = [[*part.encode("utf-8")] for part in text.split("<|a|>")]
-        assert ids == [i for part in parts for i in [256, *part]][1:]
-    of_each = [Counter(sum(map(GPT2.findall, text.split("<|a|>")), [])) for text in texts]
+        for parts in texts:
+            encoded = ids.encode("<|a|>".join(parts)).tolist()
+            assert encoded == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]
+    assert all(len(new) <= 3 for new in asked)
+    distinct = [{w.encode("utf-8") for part in t for w in GPT2.findall(part)} for t in texts]
     if most == 0:
-        assert list(map(len, asked[: len(texts)])) == list(map(len, of_each))
+        assert Counter(sum(asked, [])) == Counter(w for of_one in distinct for w in of_one)
     if most == 1000:
-        assert Counter(sum(asked, [])) == Counter({w.encode("utf-8") for of in of_each for w in of})
+        assert Counter(sum(asked, [])) == Counter(set().union(*distinct))
 
 
 @given(st.lists(TEXTS, min_size=1), st.sampled_from([1, 7, 30]))
@@ -179,32 +179,7 @@ def test_a_text_longer_than_a_piece_is_cut_where_words_end(parts, size):
     )
 
 
-@given(st.lists(st.lists(st.text("ab").map(str.encode).filter(len))), st.sampled_from([0, 1000]))
-def test_words_of_others_are_merged_once_unless_forgotten(lists, most):
-    asked = []
-
-    def merge(new):
-        asked.extend(new)
-        return spelled(new)
-
-    ids = WordIds(merge, {"<|a|>": 256}, 257)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "MOST_WORDS", most)
-        for these in lists:
-            found, lengths = ids.encode_words(these)
-            assert found.tolist() == [*b"".join(these)]
-            assert lengths.tolist() == list(map(len, these))
-            assert ids.encode("a<|a|>b").tolist() == [*b"a", 256, *b"b"]
-    if most == 0:
-        assert len(asked) == sum(len({*these}) for these in lists) + 2 * len(lists)
-    else:
-        assert Counter(asked) == Counter({b"a", b"b", *sum(lists, [])} if lists else ())
-
-
-@pytest.mark.parametrize(
-    "encode", [lambda ids: ids.encode("b c"), lambda ids: ids.encode_words([b"b", b" c"])]
-)
-def test_a_merge_that_is_interrupted_is_asked_for_again(encode):
+def test_a_merge_that_is_interrupted_is_asked_for_again():
     asked = []
 
     def merge(new):
@@ -216,7 +191,7 @@ def test_a_merge_that_is_interrupted_is_asked_for_again(encode):
     ids = WordIds(merge, {}, 256)
     assert ids.encode("a b").tolist() == [*b"a b"]
     with pytest.raises(KeyboardInterrupt):
-        encode(ids)
+        ids.encode("b c")
     assert ids.encode("c d").tolist() == [*b"c d"]
     assert ids.encode("a b c d").tolist() == [*b"a b c d"]
 

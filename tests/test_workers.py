@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import load_version, small_text
+from conftest import ROOT, load_version, small_text
 
 from shared import words, workers
 from shared.files import UserError
@@ -66,17 +66,18 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
     assert len(started) == 2 + 2 + 3 + 3  # to train and to encode
 
 
-def test_a_word_is_merged_once_however_many_processes_meet_it(started):
-    tokenizer, asked = Tokenizer.train([TEXT], 400, workers=1), []
-
-    def merge(new):
-        asked.extend(new)
-        return tokenizer.merge_words(new)
-
-    ids = words.WordIds(merge, tokenizer.special_tokens, tokenizer.vocab_size)
-    encoded = list(workers.encode_texts([TEXT] * 7, ids, 3))
-    assert {tuple(found.tolist()) for found in encoded} == {tuple(tokenizer.encode(TEXT))}
-    assert len(encoded) == 7 and len(asked) == len({*asked}) > 0 and len(started) == 3
+def test_a_worker_merges_words_without_importing_torch():
+    tokenizer, new = Tokenizer.train([TEXT], 400, SPECIAL, workers=1), [b" the", "漢字".encode()]
+    code = (
+        "import pickle, sys\n"
+        "merge, new = pickle.load(sys.stdin.buffer)\n"
+        "ids, lengths = pickle.loads(merge)(new)\n"
+        "print('torch' in sys.modules, ids.tolist(), lengths.tolist())"
+    )
+    given = pickle.dumps((workers.by_value(tokenizer.words.merge), new))
+    told = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, cwd=ROOT)
+    each = [tokenizer.encode(word.decode("utf-8")) for word in new]
+    assert told.stdout.decode() == f"False {sum(each, [])} {[*map(len, each)]}\n"
 
 
 def test_few_texts_start_no_process(monkeypatch):
@@ -111,22 +112,21 @@ def test_a_worker_that_is_paused_in_mid_answer_tells_all_of_it():
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
-        workers.worker.dump(("encode", {}, 256), process.stdin)
-        pickle.load(process.stdout)
-        words = {b" " + bytes(letters) for letters in product(b"abcdefghi", repeat=5)}
-        workers.worker.dump(
-            ([np.zeros(0, np.uint32), np.zeros(0, np.int64)], b"".join(words)), process.stdin
-        )
+        tokenizer = Tokenizer([])
+        merge = workers.by_value(tokenizer.words.merge)
+        workers.worker.dump(("encode", merge, {}, 256), process.stdin)
+        text = b"".join(b" " + bytes(letters) for letters in product(b"abcdefghi", repeat=5))
+        workers.worker.dump(text, process.stdin)
         select.select([process.stdout], [], [])
         time.sleep(0.2)  # it fills the pipe and waits
         process.send_signal(signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
         killer = threading.Timer(60, process.kill)
         killer.start()
-        _, new = pickle.load(process.stdout)
+        ids = pickle.load(process.stdout)
         killer.cancel()
         process.stdin.close()
-    assert set(new) == words
+    assert bytes(ids.tolist()) == text
 
 
 def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):

@@ -125,8 +125,7 @@ class Tokenizer:
             self.special_tokens[text] = len(self.vocab)
             self.vocab.append(text.encode("utf-8"))
         self.vocab_size = len(self.vocab)
-        self.ranks = PairRanks(self.merges)
-        self.words = WordIds(self.merge_words, self.special_tokens, self.vocab_size)
+        self.words = WordIds(Merger(merges, first), self.special_tokens, self.vocab_size)
 
     @classmethod
     @no_garbage_collection()
@@ -169,10 +168,9 @@ class Tokenizer:
                     if counts[best] > least:
                         heappush(heap, entry(best))
                     continue
-                token = len(order)
+                rarer, new = words.merge(*best, len(order))
                 merges.append(best)
                 order.append(order[best[0]][:-1] + order[best[1]])
-                rarer, new = words.merge(*best, token)
                 for pair, times in rarer:
                     if pair in counts:
                         counts[pair] -= times
@@ -182,51 +180,6 @@ class Tokenizer:
                 del counts[best]
                 bar.update()
         return cls(merges, special_tokens)
-
-    def merge_words(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all `words`, concatenated, and the number of ids in each word, (words,).
-
-        A word starts as its bytes. In each round, every word merges the one of its pairs that was
-        learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
-        array, separated by `none`; a token is at its first byte's place (diagram: shared/pairs.py).
-        `pairs` packs each pair's rank and place into one integer: a word's minimum merges next.
-        """
-        none, no_rank = self.vocab_size, len(self.merges)
-        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
-        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
-        starts = np.append(0, ends[:-1])
-        ids, place = np.argsort(list(self.first))[text], np.arange(len(text))  # inverts `first`
-        ids[0] = ids[ends] = none
-        for word in np.flatnonzero(ends - starts > 128):  # a round for each merge would take long
-            long = ids[starts[word] + 1 : ends[word]]
-            merged = self.merge_long(long)
-            long[: len(merged)], long[len(merged) :] = merged, none
-        before, after = place - 1, place + 1
-        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
-        while len(starts):
-            best = np.minimum.reduceat(pairs, starts)  # of each word
-            learned = np.flatnonzero(best < no_rank << 32)
-            starts, best = starts[learned], best[learned]
-            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
-            second = after[at]
-            first, third = before[at], after[second]
-            ids[at], ids[second], pairs[second] = token, none, no_rank << 32
-            after[at], before[third] = third, at
-            left, right = np.append(first, at), np.append(at, third)
-            pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
-        is_token = ids != none
-        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
-
-    def merge_long(self, ids: np.ndarray) -> np.ndarray:
-        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
-        while True:
-            ranks = self.ranks.look_up(ids[:-1], ids[1:])
-            if (best := ranks.min(initial=len(self.merges))) == len(self.merges):
-                return ids
-            at = np.flatnonzero(ranks == best)
-            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
-            ids[at] = 256 + best
-            ids = np.delete(ids, at + 1)
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
@@ -281,6 +234,55 @@ class Tokenizer:
         return read_tokenizer(path, "delta-bpe", build)
 
 
+class Merger:
+    """Merges words. Each starts as its bytes; in each round, it merges the one of its pairs that
+    was learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
+    array, with -1 between them; a token is at its first byte's place (diagram: shared/pairs.py).
+    `pairs` packs a pair's rank and place into one integer: the minimum of a word merges next."""
+
+    def __init__(self, merges: list[tuple[int, int]], first: bytes) -> None:
+        self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
+
+    def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
+        no_rank = self.ranks.none
+        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
+        starts = np.append(0, ends[:-1])
+        ids, place = self.ids[text], np.arange(len(text))
+        ids[0] = ids[ends] = -1
+        for word in np.flatnonzero(ends - starts > 128):  # a round for each merge would take long
+            long = ids[starts[word] + 1 : ends[word]]
+            merged = self.merge_long(long)
+            long[: len(merged)], long[len(merged) :] = merged, -1
+        before, after = place - 1, place + 1
+        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
+        while len(starts):
+            best = np.minimum.reduceat(pairs, starts)  # of each word
+            learned = np.flatnonzero(best < no_rank << 32)
+            starts, best = starts[learned], best[learned]
+            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
+            second = after[at]
+            first, third = before[at], after[second]
+            ids[at], ids[second], pairs[second] = token, -1, no_rank << 32
+            after[at], before[third] = third, at
+            left, right = np.append(first, at), np.append(at, third)
+            pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
+        is_token = ids >= 0
+        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
+
+    def merge_long(self, ids: np.ndarray) -> np.ndarray:
+        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
+        while True:
+            ranks = self.ranks.look_up(ids[:-1], ids[1:])
+            if (best := ranks.min(initial=self.ranks.none)) == self.ranks.none:
+                return ids
+            at = np.flatnonzero(ranks == best)
+            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
+            ids[at] = 256 + best
+            ids = np.delete(ids, at + 1)
+
+
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits.
@@ -289,12 +291,11 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
+    texts, size = whole_words(read_pieces(corpus.train)), config.vocab_size
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
-        (corpus.sha256, config.vocab_size),
-        lambda: Tokenizer.train(
-            whole_words(read_pieces(corpus.train)), config.vocab_size, workers=config.workers
-        ),
+        (corpus.sha256, size),
+        lambda: Tokenizer.train(texts, size, workers=config.workers),
     )
     splits = (
         cached_token_file(corpus, path, tokenizer, config.workers)
@@ -380,19 +381,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.n_heads % config.n_kv_heads:
-            raise UserError(
-                f"--n-kv-heads {config.n_kv_heads} must divide --n-heads {config.n_heads}"
-            )
-        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
-        self.head_size = config.head_size
-        inner, inner_kv = (n * config.head_size for n in (config.n_heads, config.n_kv_heads))
+        H, G, D = config.n_heads, config.n_kv_heads, config.head_size
+        if H % G:
+            raise UserError(f"--n-kv-heads {G} must divide --n-heads {H}")
+        self.n_heads, self.n_kv_heads, self.head_size = H, G, D
+        inner, inner_kv = H * D, G * D
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, inner_kv, bias=False)
         self.value = nn.Linear(config.width, inner_kv, bias=False)
         self.output = nn.Linear(inner, config.width, bias=False)
-        self.query_norm = Norm(config.head_size)
-        self.key_norm = Norm(config.head_size)
+        self.query_norm, self.key_norm = Norm(D), Norm(D)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); each token sees itself and those before it.
