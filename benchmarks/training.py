@@ -77,7 +77,7 @@ class Options:
     nanogpt_steps: int = NANOGPT_STEPS  # that nanoGPT trains for
     processes: tuple[int, ...] = ()  # 1 2: time also torchrun with 1 and with 2 processes
     data: str = "pydocs"  # what v4 alone trains on
-    steps: int = 60  # of v4 alone that are timed
+    steps: int = 300  # of v4 alone that are timed
     threads: int = 0  # CPU threads; 0: as torch chooses
     name: str = "training"  # of the folder of results
     fresh: bool = False  # measure again what is finished
@@ -175,7 +175,7 @@ def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]
 # ---- v4 alone ----
 
 
-def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
+def make_v4(data: str, **options: int | str) -> tuple[V4Trainer, float]:
     """A new v4 on a corpus, with the defaults except for `options`, and the bytes per token."""
     module = load_version(V4)
     config = module.Config(data=data, device="cpu")
@@ -184,7 +184,7 @@ def make_v4(data: str, **options: int) -> tuple[V4Trainer, float]:
     return V4Trainer(config, tokenizer, *splits), corpus.train_bytes / len(splits[0])
 
 
-def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict[str, int]:
+def memory_of_training(data: str, threads: int, options: dict[str, int | str]) -> dict[str, int]:
     """Peak bytes of this process during some steps of v4, the bytes it held before, and those that
     a step keeps according to --print-model."""
     torch.set_num_threads(threads)
@@ -197,14 +197,14 @@ def memory_of_training(data: str, threads: int, options: dict[str, int]) -> dict
     return {"before": before, "kept": size.memory, "peak": peak}
 
 
-def measure_memory(data: str, options: dict[str, int]) -> dict[str, int]:
+def measure_memory(data: str, options: dict[str, int | str]) -> dict[str, int]:
     """`memory_of_training` in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
 
 
-def measure_step(data: str, steps: int, **options: int) -> dict:
+def measure_step(data: str, steps: int, **options: int | str) -> dict:
     """The seconds and FLOPs of a step's parts, the FLOP/s the machine can reach, and memory."""
     trainer, bytes_a_token = make_v4(data, **options)
     config = trainer.config
@@ -212,6 +212,7 @@ def measure_step(data: str, steps: int, **options: int) -> dict:
     return {
         "steps": steps,
         "width": config.width,
+        "dtype": pick_dtype(config.dtype, trainer.device),
         "parameters": parameters(trainer),
         "tokens_a_step": config.batch_size * config.context_length * config.accumulation_steps,
         "bytes_a_token": bytes_a_token,
@@ -239,7 +240,6 @@ def measure_alone(options: Options) -> dict:
     return {
         "data": Path(options.data).name,
         "machine": machine_facts(),
-        "dtype": pick_dtype("auto", torch.device("cpu")),
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
@@ -295,7 +295,7 @@ def measure(options: Options, folder: Path) -> dict:
     names = ("text", "seeds", "nanogpt_steps", "data", "steps", "threads")
     asked = {name: getattr(options, name) for name in names}
     asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows in another dtype do not fit
-    asked["format"] = 2  # nor do those of another form
+    asked["format"] = 3  # nor do those of another form
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {"options": asked}
     if results["options"] != asked:
@@ -308,6 +308,9 @@ def measure(options: Options, folder: Path) -> dict:
 
     if "alone" not in results:
         results["alone"] = measure_alone(options)
+        keep()
+    if "float32" not in results and results["alone"]["dtype"] != "float32":
+        results["float32"] = measure_step(options.data, options.steps, dtype="float32")
         keep()
     for times in WIDER[len(results.setdefault("wider", [])) :]:
         results["wider"].append(measure_wider(options, times))
@@ -385,19 +388,21 @@ def report_alone(alone: dict) -> str:
 
 
 def report_wider(rows: list[dict]) -> str:
-    """The share of the machine's peak, which grows with the model's width; and the memory."""
-    head = ["width", "parameters", "tokens a step", "milliseconds", "GFLOP/s (of the peak)"]
-    head += ["of the model alone (MFU)", "MB before", "MB kept in a step", "MB at most"]
-    table = [head]
+    """The share of the machine's peak, which depends on the type of the matrix products and grows
+    with the model's width; and the memory."""
+    head = ["width", "products in", "parameters", "tokens a step", "milliseconds"]
+    head += ["GFLOP/s (of the peak)", "of the model alone (MFU)"]
+    table = [[*head, "MB before", "MB kept in a step", "MB at most"]]
     for row in rows:
         of = summarize(row)
-        sizes = [f"{row[name]:,}" for name in ("width", "parameters", "tokens_a_step")]
+        kind = [str(row["width"]), row["dtype"]]
+        kind += [f"{row[name]:,}" for name in ("parameters", "tokens_a_step")]
         speeds = [
             f"{of['flops_a_second'] / 1e9:,.0f} ({of['utilization']:.0%})",
             f"{of['model_flops_a_second'] / 1e9:,.0f} ({of['model_utilization']:.0%})",
         ]
         memory = [f"{row['memory'][name] / 1e6:,.0f}" for name in ("before", "kept", "peak")]
-        table.append([*sizes, f"{1000 * row['seconds'][WHOLE]:,.0f}", *speeds, *memory])
+        table.append([*kind, f"{1000 * row['seconds'][WHOLE]:,.0f}", *speeds, *memory])
     return (
         f"{markdown(table)}\n\nHeads, feed-forward and batch grow with the width; medians of "
         f"{rows[-1]['steps']} steps of the wider ones, the peak measured between the steps as "
@@ -420,8 +425,9 @@ def report_processes(rows: list[dict]) -> str:
 
 def report(results: dict) -> str:
     """All tables, of the parts that were measured."""
-    alone, wider = results["alone"], results["wider"]
-    parts = [report_alone(alone), report_wider([alone, *wider])]
+    alone = results["alone"]
+    rows = [alone, *([results["float32"]] if "float32" in results else []), *results["wider"]]
+    parts = [report_alone(alone), report_wider(rows)]
     if "processes" in results:
         parts.append(report_processes(results["processes"]))
     if "nanogpt" in results:

@@ -30,7 +30,7 @@ ALONE = {
     "bytes_a_token": 2.5,
     "seconds": SECONDS,
     "flops": FLOPS,
-    "dtype": "float32",
+    "dtype": "bfloat16",
     "peak_flops_a_second": 8e9,
     "written_a_second": {"cache": 600.0, "no cache": 100.0},
     "written": {"tokens": 500, "context": 256},
@@ -80,6 +80,7 @@ RACE = {
 }
 WIDE = ALONE | {"width": 256, "parameters": 12_345, "peak_flops_a_second": 10e9}
 RESULTS = {"options": {"nanogpt_steps": 100}, "alone": ALONE, "wider": [WIDE], "nanogpt": RACE}
+RESULTS["float32"] = ALONE | {"dtype": "float32", "peak_flops_a_second": 5e9}
 RESULTS |= {"processes": [{"processes": 1, "tokens_a_step": 8.0, "tokens_a_second": 100.0}]}
 RESULTS["processes"] += [{"processes": 2, "tokens_a_step": 16.0, "tokens_a_second": 150.0}]
 
@@ -98,7 +99,9 @@ def test_a_step_and_its_share_of_the_machine_by_hand():
     assert "| Muon | 1500.0 | 15.0% | 20.00 |" in text and "| data | 200.0 | 2.0% |  |" in text
     assert "5.0, **62%** of the 8.0" in text and "3.0, 38%" in text
     assert "| bytes a second | 250 |" in text
-    assert "| 256 | 12,345 | 1,000 | 10,000 | 5 (50%) | 3 (30%) | 200 | 30 | 300 |" in text
+    wider, less_peak = "12,345 | 1,000 | 10,000 | 5 (50%) | 3 (30%)", "10,000 | 5 (100%) | 3 (60%)"
+    assert f"| 256 | bfloat16 | {wider} | 200 | 30 | 300 |" in text
+    assert f"| 128 | float32 | 1,234 | 1,000 | {less_peak} | 200 | 30 | 300 |" in text
     assert "600, 6.0 times the 100" in text
 
 
@@ -384,6 +387,7 @@ def quick(monkeypatch, tmp_path, corpus_file):
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
     monkeypatch.setattr(training, "measure_wider", lambda options, times: WIDE)
+    monkeypatch.setattr(training, "measure_step", lambda data, steps, dtype: ALONE)
     return f"--data {corpus_file} --text {corpus_file} --seeds 2 --nanogpt-steps 6".split()
 
 
