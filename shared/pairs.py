@@ -77,8 +77,30 @@ class LinkedWords:
         if token > 0xFFFF:
             self.small = np.uint32
         places = self.where.pop((left, right))
+        if len(places) == 1:
+            return self.merge_one(int(places[0]), left, right, token)
         merge = self.merge_few if len(places) < FEW else self.merge_many
         return merge(places, left, right, token)
+
+    def merge_one(
+        self, place: int, left: int, right: int, token: int
+    ) -> tuple[PairCounts, PairCounts]:
+        """`merge`, at one place: then both neighbouring pairs are as frequent as this one was."""
+        tokens, before, after, count = self.token, self.before, self.after, self.times[place]
+        first, second = before[place], after[place]
+        third = after[second]
+        tokens[place], tokens[second] = token, -1
+        after[place], before[third] = third, place
+        x, y, rarer, new = tokens[first], tokens[third], [], []
+        if x >= 0:
+            rarer.append(((x, left), count))
+            new.append(((x, token), count))
+            self.where[x, token] = [first]
+        if y >= 0:
+            rarer.append(((right, y), count))
+            new.append(((token, y), count))
+            self.where[token, y] = [place]
+        return rarer, new
 
     def merge_few(
         self, places: Sequence[int], left: int, right: int, token: int

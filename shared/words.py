@@ -369,20 +369,29 @@ class WordCounts:
 
     def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, which are not joined."""
-        parts = []
-        for data in map(utf8, texts):
-            found = find_special(data, self.special_tokens)
-            if len(found):
-                cuts = [0, *found[:, :2].ravel().tolist(), len(data)]
-                parts += [data[i:j] for i, j in zip(cuts[::2], cuts[1::2])]
-            else:
-                parts.append(data)
+        parts = [utf8(text) for text in texts]
+        whole = b"\0".join([*parts, b""])  # numpy's overhead is the same for a long text
+        if any(token in whole for token in self.special_tokens):
+            parts = [part for text in parts for part in self.between_special_tokens(text)]
+            whole = b"\0".join([*parts, b""])
         ends = np.cumsum([len(part) + 1 for part in parts], dtype=np.int64)
-        between = np.stack((ends - 1, ends), 1)  # numpy's overhead is the same for a long text
-        numbers = self.numbers.numbers(b"\0".join([*parts, b""]), between)
+        numbers = self.numbers.numbers(whole, np.stack((ends - 1, ends), 1))
         counts = np.bincount(numbers + 1, minlength=len(self.numbers.words) + 1)[1:]
         counts[: len(self.counts)] += self.counts
         self.counts = counts
+
+    def between_special_tokens(self, text: bytes) -> list[bytes]:
+        """The parts of UTF-8 `text`."""
+        cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
+        return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
+
+    def add_counted(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
+        """Add the counts of distinct `words`, counted elsewhere."""
+        numbers = self.numbers.numbers_of_words(words)
+        total = np.zeros(len(self.numbers.words), np.int64)
+        total[: len(self.counts)] = self.counts
+        total[numbers] += counts
+        self.counts = total
 
 
 class WordIds:

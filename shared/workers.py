@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from shared.words import PIECE, WordCounts, WordIds
 
 # Pieces of text from which on workers save more time than they need to start and to learn words
 # that others already know; measured with two workers.
-WORTH_COUNTING, WORTH_ENCODING = 12, 8
+WORTH_COUNTING, WORTH_ENCODING = 6, 4
 
 
 def count_words(
@@ -41,35 +41,35 @@ def count_words(
 ) -> tuple[list[bytes], list[int]]:
     """The distinct words of `texts`, which are not joined, and how often each occurs.
 
-    Long texts are shared among `workers` processes; 0: one per core. The order of the words depends
-    on that.
+    Long texts are shared among `workers` processes, this one included; 0: one per core. The order
+    of the words depends on that.
     """
     special_tokens = list(special_tokens)
     pieces, workers = enough_for(workers, batches(texts), WORTH_COUNTING)
     pieces = iter(tqdm(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20, leave=False))
-    if workers == 1:
-        counts = WordCounts(special_tokens)
-        for piece in pieces:
-            counts.add(piece)
-        return counts.numbers.words, counts.counts.tolist()
-    total, lock = {}, Lock()
+    counts, lock = WordCounts(special_tokens), Lock()
+
+    def next_piece() -> list[bytes] | None:
+        with lock:
+            return next(pieces, None)
 
     def feed(process: subprocess.Popen) -> tuple[list[bytes], list[int]]:
         while True:
-            with lock:
-                piece = next(pieces, None)
+            piece = next_piece()
             send(process, piece)
             if piece is None:
                 return receive(process)
 
     with (
         ThreadPoolExecutor(workers) as threads,
-        crew(workers, worker.count, special_tokens) as processes,
+        crew(workers - 1, worker.count, special_tokens) as processes,
     ):
-        for fed in as_completed([threads.submit(feed, process) for process in processes]):
-            for word, times in zip(*fed.result()):
-                total[word] = total.get(word, 0) + times
-    return list(total), list(total.values())
+        fed = [threads.submit(feed, process) for process in processes]
+        while not any(future.done() for future in fed) and (piece := next_piece()) is not None:
+            counts.add(piece)
+        for future in as_completed(fed):
+            counts.add_counted(*future.result())
+    return counts.numbers.words, counts.counts.tolist()
 
 
 def encode_texts(
@@ -77,7 +77,8 @@ def encode_texts(
 ) -> Iterator[np.ndarray]:
     """The ids of each of the `texts`, (N,) uint16 or uint32, in order.
 
-    Many texts are shared among `workers` processes; 0: one per core. The ids do not depend on that.
+    Many texts are shared among `workers` processes, of which this one encodes while it would have
+    to wait for the others; 0: one per core. The ids do not depend on that.
     """
     texts, workers = enough_for(workers, texts, WORTH_ENCODING)
     texts = tqdm(texts, desc="encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
@@ -94,17 +95,31 @@ def encode_texts(
         finally:
             idle.put(process)
 
+    def help_out() -> bool:
+        """Encode the first text that no worker has begun; whether there was one."""
+        for i, (text, ids) in enumerate(under_way):
+            if ids.cancel():
+                under_way[i] = text, Future()
+                under_way[i][1].set_result(words.encode(text))
+                return True
+        return False
+
+    def oldest() -> np.ndarray:
+        while not under_way[0][1].done() and help_out():
+            pass
+        return under_way.popleft()[1].result()
+
     job = worker.encode, by_value(words.merge), words.special_tokens, words.vocab_size
-    with ThreadPoolExecutor(workers) as threads, crew(workers, *job) as processes:
+    with ThreadPoolExecutor(workers - 1) as threads, crew(workers - 1, *job) as processes:
         for process in processes:
             idle.put(process)
-        under_way = deque()
+        under_way = deque()  # texts, and futures of their ids
         for text in texts:
-            under_way.append(threads.submit(encoded, text))
+            under_way.append((text, threads.submit(encoded, text)))
             if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
+                yield oldest()
         while under_way:
-            yield under_way.popleft().result()
+            yield oldest()
 
 
 def by_value(function: Callable) -> bytes:
@@ -145,7 +160,7 @@ GONE = "a worker process was killed (out of memory?): try --workers 1"
 
 @contextmanager
 def crew(workers: int, job: Callable, *arguments: Any) -> Iterator[list[subprocess.Popen]]:
-    """`workers` processes that do a `job`, a function of shared/worker.py, in a `with` block."""
+    """`workers` more processes that do a `job`, a function of shared/worker.py, in a `with`."""
     command = [sys.executable, str(Path(worker.__file__).resolve())]
     one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -35,7 +35,7 @@ def encode_for_ever(output: int) -> None:
     started, workers.subprocess.Popen = workers.subprocess.Popen, popen
     tokenizer = Tokenizer.train([TEXT], 300, workers=1)
     texts = iter(lambda: TEXT * 10, "")
-    for i, _ in enumerate(tokenizer.encode_pieces(texts, workers=2)):
+    for i, _ in enumerate(tokenizer.encode_pieces(texts, workers=3)):
         if i == 3:
             os.write(output, b"encoding\n")
 
@@ -63,7 +63,30 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
         assert Tokenizer.train(documents, 400, SPECIAL, workers=n).merges == tokenizer.merges
         found = [i for piece in tokenizer.encode_pieces([TEXT], workers=n) for i in piece.tolist()]
         assert found == ids
-    assert len(started) == 2 + 2 + 3 + 3  # to train and to encode
+    assert len(started) == 1 + 1 + 2 + 2  # besides this one, to train and to encode
+
+
+def test_the_starter_works_rather_than_wait(started):
+    tokenizer, encoded_here = Tokenizer.train([TEXT], 300, workers=1), []
+    starter = SimpleNamespace(
+        merge=tokenizer.words.merge,
+        special_tokens=tokenizer.special_tokens,
+        vocab_size=tokenizer.vocab_size,
+        encode=lambda text: encoded_here.append(text) or tokenizer.words.encode(text),
+    )
+    texts = [f"{TEXT} {i}" for i in range(20)]
+    found = [ids.tolist() for ids in workers.encode_texts(texts, starter, 2)]
+    assert found == [tokenizer.encode(text) for text in texts]
+    assert len(started) == 1 and 0 < len(encoded_here) < len(set(texts))  # the worker some, too
+
+
+def test_counts_from_elsewhere_are_added():
+    counts = words.WordCounts()
+    counts.add(["a b b", "c"])
+    counts.add_counted([b" b", b"d", b"c"], [10, 2**40, 5])
+    counts.add(["d d"])
+    found = dict(zip(counts.numbers.words, counts.counts.tolist()))
+    assert found == {b"a": 1, b" b": 12, b"c": 6, b"d": 2**40 + 1, b" d": 1}
 
 
 def test_a_worker_merges_words_without_importing_torch():
@@ -136,7 +159,7 @@ def test_a_worker_that_dies_while_it_counts_is_told(started, monkeypatch):
     def texts():
         for i in range(2000):
             if i == 20:
-                started[1].kill()
+                started[0].kill()
             yield TEXT
         raise AssertionError("all was counted")
 
@@ -150,7 +173,7 @@ def test_nothing_is_left_when_the_reader_stops_early(started):
     pieces = workers.encode_texts([TEXT] * 20, tokenizer.words, 2)
     next(pieces)
     pieces.close()
-    assert len(started) == 2 and all(process.returncode is not None for process in started)
+    assert len(started) == 1 and all(process.returncode is not None for process in started)
 
 
 def is_running(pid: int) -> bool:
