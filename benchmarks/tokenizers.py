@@ -364,19 +364,31 @@ def ratio(row: dict, rows: list[dict]) -> float:
     return ours[clock(row["cores"])] / row[clock(row["cores"])]
 
 
+def own_share(measured: dict, task: str, n_bytes: int, cores: int) -> str:
+    """v4's elapsed time on all cores as a fraction of that on one; nothing for one core."""
+    if cores == 1:
+        return ""
+    of_both = (measured[n_bytes, n] for n in (cores, 1))
+    ours = [next(r for r in rows if (r["task"], r["who"]) == (task, "v4")) for rows in of_both]
+    return f"{ours[0]['seconds'] / ours[1]['seconds']:.2f}"
+
+
 def report(results: dict) -> str:
     """v4's time as a fraction of each peer's, and all that was measured."""
     measured = groups(results)
     heads = [f"{b / 1e6:g} MB" + (f", {c} cores" if c > 1 else "") for b, c in measured]
     shares = [["v4's time, as a share of", *heads]]
     rivals = dict.fromkeys((r["task"], r["who"]) for r in results["rows"] if r["who"] != "v4")
-    for task in TASKS:
+    for task in dict.fromkeys(task for task, _ in rivals):
         for who in [who for of, who in rivals if of == task]:
             line = [f"{who}: {TASKS[task]}"]
             for rows in measured.values():
                 found = [r for r in rows if (r["task"], r["who"]) == (task, who)]
                 line.append(f"{ratio(found[0], rows):.2f}" if found else "")
             shares.append(line)
+        if any(cores > 1 for _, cores in measured):
+            line = [own_share(measured, task, *of) for of in measured]
+            shares.append([f"v4 on one core: {TASKS[task]}", *line])
     parts = [markdown(shares)]
     details = []
     for (n_bytes, cores), rows in measured.items():

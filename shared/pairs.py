@@ -2,10 +2,12 @@
 
 import gc
 from array import array
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from heapq import heappop, heappush
 from itertools import chain, repeat
 from operator import or_
 
@@ -178,6 +180,61 @@ class LinkedWords:
         spans = zip(bounds[frequent].tolist(), bounds[frequent + 1].tolist())
         where = [places[start:end] for start, end in spans]
         return [c[bounds[:-1]] for c in tokens], counts, list(zip(frequent.tolist(), where))
+
+
+class FrequentPairs:
+    """The counts of pairs, and which is the most frequent; among equals, the greatest by its bytes.
+
+    Pairs are in groups of equal counts, and the group of the highest is sorted. When the count of a
+    pair falls, it stays where it is, and goes to the group of its new count once it is met.
+    """
+
+    def __init__(self, pairs: PairCounts, least: int, vocab: list[bytes]) -> None:
+        self.least, self.vocab = least, vocab  # pairs of lower counts are dropped; tokens' bytes
+        self.counts: dict[Pair, int] = {}
+        self.groups, self.heap = defaultdict(list), []  # count -> pairs; the counts, negated
+        self.most, self.equals = 0, []  # the highest count, and its pairs
+        self.add(pairs)
+
+    def add(self, pairs: PairCounts) -> None:
+        """Add new pairs; none of them more frequent than those that were popped."""
+        for pair, count in pairs:
+            self.counts[pair] = count
+            if count == self.most:
+                insort(self.equals, self.entry(pair))
+            else:
+                self.group(pair, count)
+
+    def lower(self, pairs: PairCounts) -> None:
+        """Lower the counts of pairs, of those that are here."""
+        counts = self.counts
+        for pair, drop in pairs:
+            if pair in counts:
+                counts[pair] -= drop
+
+    def pop(self) -> Pair | None:
+        """Remove and return the most frequent pair; None if there is none."""
+        while self.equals or self.heap:
+            if not self.equals:
+                self.most = -heappop(self.heap)
+                self.equals = sorted(map(self.entry, self.groups.pop(self.most)))
+            pair = self.equals.pop()[2:]
+            count = self.counts[pair]
+            if count < self.most and count > self.least:
+                self.group(pair, count)
+                continue
+            del self.counts[pair]
+            if count == self.most:
+                return pair
+        return None
+
+    def entry(self, pair: Pair) -> tuple[bytes, bytes, int, int]:
+        return self.vocab[pair[0]], self.vocab[pair[1]], *pair
+
+    def group(self, pair: Pair, count: int) -> None:
+        if count not in self.groups:
+            heappush(self.heap, -count)
+        self.groups[count].append(pair)
 
 
 @contextmanager

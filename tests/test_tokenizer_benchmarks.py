@@ -51,6 +51,7 @@ def test_shares_and_speeds_are_of_the_right_clock():
     """CPU seconds on one core, seconds on two: 4 / 5, 2 MB / 4 s; 3 / 2, 2 MB / 3 s."""
     text = tokenizers.report(TOY)
     assert "| rustbpe: train | 0.80 | 1.50 |" in text
+    assert "| v4 on one core: train |  | 0.33 |" in text  # 3 / 9
     assert "| train | v4 | 4.000 | 0.5 | 1.00 |" in text
     assert "| train | v4 | 3.000 | 0.7 | 1.00 |" in text
     assert "25.0% of its characters" in text and "0123456789ab." in text

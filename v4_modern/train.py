@@ -12,12 +12,10 @@ Expect about 1.65 bits per byte on `pydocs`, in two minutes on two CPU cores.
 """
 
 import sys
-from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 from itertools import chain
 from math import cos, pi, sqrt
 from pathlib import Path
@@ -39,7 +37,7 @@ from shared.files import UserError, json_sha256, read_tokenizer, write_json
 from shared.functions import attention, nats_of, rms_norm
 from shared.model_files import load_weights
 from shared.model_table import print_model
-from shared.pairs import LinkedWords, PairRanks, every_other, no_garbage_collection
+from shared.pairs import FrequentPairs, LinkedWords, PairRanks, every_other, no_garbage_collection
 from shared.run import Run
 from shared.tokens import (
     cached_token_file,
@@ -141,53 +139,28 @@ class Tokenizer:
 
         The merges are v2's: the most frequent pair comes first; among equals, the greatest by its
         bytes. But a merge changes only the counts of neighbouring pairs (delta-BPE), so only those
-        are updated. Pairs are grouped by their counts; one whose count has fallen since goes to
-        another group when it is met. Most pairs are rare and never merge: only those more frequent
-        than `least` are in groups; when there are none, `least` falls and all are recounted.
+        are updated. Most pairs are rare and never merge: only those more frequent than `least` are
+        kept; when none is left, `least` falls and all are recounted.
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
-        vocab, merges = [bytes([byte]) for byte in range(256)], []
-        counts, groups, heap, least = {}, defaultdict(list), [], 1 + words.total // 100
-
-        def group(pair: tuple[int, int], count: int) -> None:
-            if count not in groups:
-                heappush(heap, -count)
-            groups[count].append(pair)
-
+        vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 100
+        frequent = FrequentPairs([], least, vocab)
         with tqdm(total=n_merges, desc="merging", leave=False) as bar:
-            while len(merges) < n_merges and (heap or least):
-                if not heap:
+            while len(merges) < n_merges and (frequent.counts or least):
+                if not (best := frequent.pop()):
                     least //= 100  # dividing by 30 is as fast, by 1000 slower
-                    counts = words.pairs(least)
-                    for pair, count in counts.items():
-                        group(pair, count)
+                    frequent = FrequentPairs(words.pairs(least).items(), least, vocab)
                     continue
-                most = -heappop(heap)
-                equals = sorted((vocab[a], vocab[b], a, b) for a, b in groups.pop(most))
-                while equals and len(merges) < n_merges:
-                    best = equals.pop()[2:]
-                    if counts[best] < most:  # it has fallen since
-                        if counts[best] > least:
-                            group(best, counts[best])
-                        continue
-                    rarer, new = words.merge(*best, len(vocab))
-                    merges.append(best)
-                    vocab.append(vocab[best[0]] + vocab[best[1]])
-                    for pair, times in rarer:
-                        if pair in counts:
-                            counts[pair] -= times
-                    for pair, times in new:
-                        counts[pair] = times
-                        if times < most:
-                            group(pair, times)
-                        else:
-                            insort(equals, (vocab[pair[0]], vocab[pair[1]], *pair))
-                    del counts[best]
-                    bar.update()
+                rarer, new = words.merge(*best, len(vocab))
+                merges.append(best)
+                vocab.append(vocab[best[0]] + vocab[best[1]])
+                frequent.lower(rarer)
+                frequent.add(new)
+                bar.update()
         return cls(merges, special_tokens)
 
     def encode_array(self, text: str) -> np.ndarray:
