@@ -190,7 +190,9 @@ class FrequentPairs:
     """
 
     def __init__(self, pairs: PairCounts, least: int, vocab: list[bytes]) -> None:
-        self.least, self.vocab = least, vocab  # pairs of lower counts are dropped; tokens' bytes
+        """All `pairs` are more frequent than `least`, and are dropped when they no longer are;
+        `vocab` has the bytes of each token, and may grow."""
+        self.least, self.vocab = least, vocab
         self.counts: dict[Pair, int] = {}
         self.groups, self.heap = defaultdict(list), []  # count -> pairs; the counts, negated
         self.most, self.equals = 0, []  # the highest count, and its pairs

@@ -5,7 +5,7 @@ torch would take longer than encoding most texts. So it is sent the code that me
 in v4's file. It receives its tasks on its standard input, a few megabytes of text at a time, and
 answers on its standard output. When the process that started it ends, for whatever reason, the
 worker's input ends and the worker exits. Nothing is shared, so nothing can leak, and it works the
-same on every system.
+same on every system. Whenever that process would have to wait for the workers, it works itself.
 """
 
 import os

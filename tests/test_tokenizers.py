@@ -90,6 +90,35 @@ def test_counts_and_tokens_of_any_size(count, token, few, monkeypatch):
     assert words.pairs(0) == {(token, c): count + 1, (x, token): 1}
 
 
+PAIRS = st.tuples(st.integers(0, 6), st.integers(0, 6))
+
+
+@given(
+    st.dictionaries(PAIRS, st.integers(1, 9)),
+    st.integers(0, 4),
+    st.lists(st.lists(st.tuples(PAIRS, st.integers(1, 5)), max_size=6), max_size=30),
+)
+def test_the_most_frequent_pair_comes_first_whatever_has_changed(counts, least, turns):
+    """Against a dictionary that is searched every time; 2 and 5 are tokens of the same bytes."""
+    vocab = [b"a", b"b", b"ab", b"", b"aba", b"ab", b"\xff"]
+    counts = {pair: least + count for pair, count in counts.items()}
+    frequent = pairs.FrequentPairs(counts.items(), least, vocab)
+    while found := frequent.pop():
+        most = max(counts.values())
+        equals = [(vocab[a], vocab[b], a, b) for (a, b), count in counts.items() if count == most]
+        assert most > least and found == max(equals)[2:]
+        del counts[found]
+        for pair, change in turns.pop() if turns else []:
+            if pair in counts and change <= counts[pair]:
+                frequent.lower([(pair, change)])
+                counts[pair] -= change
+            elif pair not in counts:
+                frequent.lower([(pair, change)])  # not there: nothing happens
+                counts[pair] = min(change + least, most)
+                frequent.add([(pair, counts[pair])])
+    assert all(count <= least for count in counts.values()) and not frequent.counts
+
+
 @given(TEXTS, st.integers(257, 290))
 def test_merges_are_the_most_frequent_pairs(texts, vocab_size):
     """Against the definition, written for clarity: strings of symbols, every pair counted anew."""
