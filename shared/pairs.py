@@ -87,7 +87,7 @@ class LinkedWords:
     def merge_one(
         self, place: int, left: int, right: int, token: int
     ) -> tuple[PairCounts, PairCounts]:
-        """`merge`, at one place: then both neighbouring pairs are as frequent as this one was."""
+        """`merge`, at one place: both new pairs are as frequent as the merged one was."""
         tokens, before, after, count = self.token, self.before, self.after, self.times[place]
         first, second = before[place], after[place]
         third = after[second]
@@ -199,7 +199,7 @@ class FrequentPairs:
         self.add(pairs)
 
     def add(self, pairs: PairCounts) -> None:
-        """Add new pairs; none of them more frequent than those that were popped."""
+        """Add new pairs; none of them more frequent than the last one popped."""
         for pair, count in pairs:
             self.counts[pair] = count
             if count == self.most:

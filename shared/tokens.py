@@ -212,7 +212,7 @@ def cached_token_file(
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
     """What `train()` returns, cached under `key` and the source code of the class and its bases.
 
-    A tokenizer depends on its text and on its code, so neither a new text nor an edit of these
+    A tokenizer depends on its text and on its code, so neither a new text nor an edit of the class
     ever gets an old one. A checksum is stored next to it, since a damaged tokenizer is mostly still
     a valid one, only different.
     """

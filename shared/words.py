@@ -381,7 +381,7 @@ class WordCounts:
         self.counts = counts
 
     def between_special_tokens(self, text: bytes) -> list[bytes]:
-        """The parts of UTF-8 `text`."""
+        """The parts of UTF-8 `text` around its special tokens."""
         cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
@@ -390,7 +390,7 @@ class WordCounts:
         numbers = self.numbers.numbers_of_words(words)
         total = np.zeros(len(self.numbers.words), np.int64)
         total[: len(self.counts)] = self.counts
-        total[numbers] += counts
+        total[numbers] += np.array(counts, np.int64)  # may be empty
         self.counts = total
 
 
@@ -423,8 +423,8 @@ class WordIds:
 
     @contextmanager
     def known_words(self) -> Iterator["KnownWords"]:
-        """Those that no other thread uses meanwhile. Work that ends early, as by Ctrl-C, may leave
-        words without ids in them, so then they are not used again."""
+        """`KnownWords` that no other thread uses meanwhile. Work that ends early, as by Ctrl-C, may
+        leave words without ids in them, so then they are not used again."""
         try:
             known = self.unused.pop()
         except IndexError:

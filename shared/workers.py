@@ -5,7 +5,7 @@ torch would take longer than encoding most texts. So it is sent the code that me
 in v4's file. It receives its tasks on its standard input, a few megabytes of text at a time, and
 answers on its standard output. When the process that started it ends, for whatever reason, the
 worker's input ends and the worker exits. Nothing is shared, so nothing can leak, and it works the
-same on every system. Whenever that process would have to wait for the workers, it works itself.
+same on every system. Whenever the starter would have to wait for the workers, it works itself.
 """
 
 import os
@@ -54,21 +54,21 @@ def count_words(
             return next(pieces, None)
 
     def feed(process: subprocess.Popen) -> tuple[list[bytes], list[int]]:
+        send(process, ("count", special_tokens))
         while True:
             piece = next_piece()
             send(process, piece)
             if piece is None:
                 return receive(process)
 
-    with (
-        ThreadPoolExecutor(workers) as threads,
-        crew(workers - 1, worker.count, special_tokens) as processes,
-    ):
+    with ThreadPoolExecutor(workers) as threads, crew(workers - 1) as processes:
         fed = [threads.submit(feed, process) for process in processes]
         while not any(future.done() for future in fed) and (piece := next_piece()) is not None:
             counts.add(piece)
-        for future in as_completed(fed):
-            counts.add_counted(*future.result())
+        while fed:
+            done = next(as_completed(fed))
+            fed.remove(done)
+            counts.add_counted(*done.result())
     return counts.numbers.words, counts.counts.tolist()
 
 
@@ -77,15 +77,22 @@ def encode_texts(
 ) -> Iterator[np.ndarray]:
     """The ids of each of the `texts`, (N,) uint16 or uint32, in order.
 
-    Many texts are shared among `workers` processes, of which this one encodes while it would have
-    to wait for the others; 0: one per core. The ids do not depend on that.
+    Many texts are shared among `workers` processes, this one included, which encodes only while it
+    would have to wait; 0: one per core. The ids do not depend on that.
     """
     texts, workers = enough_for(workers, texts, WORTH_ENCODING)
     texts = tqdm(texts, desc="encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
     if workers == 1:
         yield from map(words.encode, texts)
         return
-    idle = SimpleQueue()
+    job = "encode", by_value(words.merge), words.special_tokens, words.vocab_size
+    idle, under_way = SimpleQueue(), deque()  # processes; texts, and futures of their ids
+
+    def begin(process: subprocess.Popen) -> None:
+        try:
+            send(process, job)
+        finally:  # if it has died, the next one to use it tells
+            idle.put(process)
 
     def encoded(text: str | bytes) -> np.ndarray:
         process = idle.get()
@@ -109,11 +116,9 @@ def encode_texts(
             pass
         return under_way.popleft()[1].result()
 
-    job = worker.encode, by_value(words.merge), words.special_tokens, words.vocab_size
-    with ThreadPoolExecutor(workers - 1) as threads, crew(workers - 1, *job) as processes:
+    with ThreadPoolExecutor(workers - 1) as threads, crew(workers - 1) as processes:
         for process in processes:
-            idle.put(process)
-        under_way = deque()  # texts, and futures of their ids
+            threads.submit(begin, process)
         for text in texts:
             under_way.append((text, threads.submit(encoded, text)))
             if len(under_way) > 2 * workers:
@@ -159,8 +164,9 @@ GONE = "a worker process was killed (out of memory?): try --workers 1"
 
 
 @contextmanager
-def crew(workers: int, job: Callable, *arguments: Any) -> Iterator[list[subprocess.Popen]]:
-    """`workers` more processes that do a `job`, a function of shared/worker.py, in a `with`."""
+def crew(workers: int) -> Iterator[list[subprocess.Popen]]:
+    """`workers` processes, in a `with` block. The first thing to send them is the name of a job, a
+    function of shared/worker.py, and its arguments; until they run, a long message waits."""
     command = [sys.executable, str(Path(worker.__file__).resolve())]
     one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -168,8 +174,6 @@ def crew(workers: int, job: Callable, *arguments: Any) -> Iterator[list[subproce
     try:
         for _ in range(workers):
             processes.append(subprocess.Popen(command, env=one_thread, **pipes))
-        for process in processes:
-            send(process, (job.__name__, *arguments))
         yield processes
     finally:
         for process in processes:

@@ -80,11 +80,18 @@ def test_the_starter_works_rather_than_wait(started):
     assert len(started) == 1 and 0 < len(encoded_here) < len(set(texts))  # the worker some, too
 
 
+def test_workers_that_get_nothing(started):
+    alone = workers.count_words([TEXT], SPECIAL, 1)
+    shared = workers.count_words([TEXT], SPECIAL, 5)
+    assert len(started) == 4 and dict(zip(*shared)) == dict(zip(*alone))
+
+
 def test_counts_from_elsewhere_are_added():
     counts = words.WordCounts()
     counts.add(["a b b", "c"])
     counts.add_counted([b" b", b"d", b"c"], [10, 2**40, 5])
     counts.add(["d d"])
+    counts.add_counted([], [])
     found = dict(zip(counts.numbers.words, counts.counts.tolist()))
     assert found == {b"a": 1, b" b": 12, b"c": 6, b"d": 2**40 + 1, b" d": 1}
 
