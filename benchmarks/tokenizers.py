@@ -358,9 +358,14 @@ def clock(cores: int) -> str:
     return "cpu" if cores == 1 else "seconds"
 
 
+def of_v4(task: str, rows: list[dict]) -> dict:
+    """v4's row."""
+    return next(row for row in rows if (row["task"], row["who"]) == (task, "v4"))
+
+
 def ratio(row: dict, rows: list[dict]) -> float:
     """v4's time as a fraction of this row's."""
-    ours = next(r for r in rows if (r["task"], r["who"]) == (row["task"], "v4"))
+    ours = of_v4(row["task"], rows)
     return ours[clock(row["cores"])] / row[clock(row["cores"])]
 
 
@@ -368,9 +373,8 @@ def own_share(measured: dict, task: str, n_bytes: int, cores: int) -> str:
     """v4's elapsed time on all cores as a fraction of that on one; nothing for one core."""
     if cores == 1:
         return ""
-    of_both = (measured[n_bytes, n] for n in (cores, 1))
-    ours = [next(r for r in rows if (r["task"], r["who"]) == (task, "v4")) for rows in of_both]
-    return f"{ours[0]['seconds'] / ours[1]['seconds']:.2f}"
+    on_all, on_one = (of_v4(task, measured[n_bytes, n])["seconds"] for n in (cores, 1))
+    return f"{on_all / on_one:.2f}"
 
 
 def report(results: dict) -> str:

@@ -222,7 +222,7 @@ class FrequentPairs:
                 self.equals = sorted(map(self.entry, self.groups.pop(self.most)))
             pair = self.equals.pop()[2:]
             count = self.counts[pair]
-            if count < self.most and count > self.least:
+            if self.least < count < self.most:
                 self.group(pair, count)
                 continue
             del self.counts[pair]
