@@ -387,7 +387,9 @@ def quick(monkeypatch, tmp_path, corpus_file):
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
     monkeypatch.setattr(training, "measure_wider", lambda options, times: WIDE)
-    monkeypatch.setattr(training, "measure_step", lambda data, steps, dtype: ALONE)
+    monkeypatch.setattr(
+        training, "measure_step", lambda data, steps, dtype: ALONE | {"dtype": dtype}
+    )
     return f"--data {corpus_file} --text {corpus_file} --seeds 2 --nanogpt-steps 6".split()
 
 
@@ -406,7 +408,7 @@ def test_the_command_trains_goes_on_and_is_not_run_twice(
     assert len({(run["who"], run["steps"], run["seed"]) for run in taken}) == len(taken)
     assert "nanoGPT, seed 1: 6 steps, " in out and "**share of nanoGPT's seconds**" in out
     table = (tmp_path / "results" / "training" / "table.md").read_text(encoding="utf-8")
-    assert table.strip() in out
+    assert table.strip() in out and "| 128 | bfloat16 |" in table and "| 128 | float32 |" in table
     assert (tmp_path / "results" / "training" / "training.png").stat().st_size > 1000
     monkeypatch.setattr(race, "complete_run", None)  # nothing is run again
     training.main([*quick, "--nanogpt", str(clone)])

@@ -68,11 +68,17 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
 
 def test_the_starter_works_rather_than_wait(started):
     tokenizer, encoded_here = Tokenizer.train([TEXT], 300, workers=1), []
+
+    def encode(text):
+        time.sleep(0.02)  # so that the worker, too, gets some, however busy the machine is
+        encoded_here.append(text)
+        return tokenizer.words.encode(text)
+
     starter = SimpleNamespace(
         merge=tokenizer.words.merge,
         special_tokens=tokenizer.special_tokens,
         vocab_size=tokenizer.vocab_size,
-        encode=lambda text: encoded_here.append(text) or tokenizer.words.encode(text),
+        encode=encode,
     )
     texts = [f"{TEXT} {i}" for i in range(20)]
     found = [ids.tolist() for ids in workers.encode_texts(texts, starter, 2)]
