@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.common import load_version
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
-from shared.memory import keep_freed_memory
+from shared.machine import keep_freed_memory
 from shared.tokens import Tokenizer, random_windows, windows_in_order
 
 V4 = "v4_modern"

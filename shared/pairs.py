@@ -5,6 +5,7 @@ from array import array
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
 from heapq import heappop, heappush
@@ -13,8 +14,11 @@ from operator import or_
 
 import numpy as np
 
+from shared.machine import cores
+
 FEW = 64  # up to this many places a Python loop is faster than numpy
 PARTS = 8  # all pairs are counted in this many parts, a power of two
+MOST_THREADS = 2  # that count parts at the same time: each needs memory
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
 
@@ -50,24 +54,29 @@ class LinkedWords:
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
         self.all_times[1:] = np.repeat(np.array(counts, self.times.typecode), lengths)
         self.total = int(self.all_times.sum())  # occurrences of all places
-        self.where: dict[Pair, Sequence[int]] = {}  # where frequent pairs are, or once were
+        # Where frequent pairs are, or once were, in ascending order.
+        self.where: dict[Pair, Sequence[int]] = {}
         self.least = 0  # pairs that occur more often than this are frequent
         self.small = np.uint16  # a type for all tokens; 16 bits sort fastest
 
-    def pairs(self, least: int) -> dict[Pair, int]:
+    def pairs(self, least: int, workers: int = 1) -> dict[Pair, int]:
         """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
-        only such pairs as new."""
+        only such pairs as new. Counted in `workers` threads, of which only some have work; 0: one
+        per core."""
         self.least, self.where, pairs = least, {}, {}
-        for part in range(PARTS):  # copies for all at once would take most of the memory
+
+        def of_part(part: int) -> list[tuple[Pair, int, np.ndarray]]:
             places = np.flatnonzero(self.all_token & (PARTS - 1) == part).astype(np.int32)
             left = self.all_token.take(places)
             right = self.all_token.take(self.all_after.take(places), mode="clip")
             inside = (left >= 0) & (right >= 0)
             of = places[inside], left[inside], right[inside]
             (left, right), counts, frequent = self.groups(*of)
-            for i, here in frequent:
-                pair = int(left[i]), int(right[i])
-                pairs[pair], self.where[pair] = int(counts[i]), here
+            return [((int(left[i]), int(right[i])), int(counts[i]), here) for i, here in frequent]
+
+        with ThreadPoolExecutor(min(workers or cores(), MOST_THREADS)) as threads:
+            for pair, count, here in chain.from_iterable(threads.map(of_part, range(PARTS))):
+                pairs[pair], self.where[pair] = count, here
         return pairs
 
     def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
@@ -108,32 +117,30 @@ class LinkedWords:
         self, places: Sequence[int], left: int, right: int, token: int
     ) -> tuple[PairCounts, PairCounts]:
         """`merge`, one place after the other."""
-        tokens, before, after, merged = self.token, self.before, self.after, []
+        tokens, before, after = self.token, self.before, self.after
+        here = defaultdict(list)  # where the new pairs begin
         for place in places if isinstance(places, list) else places.tolist():
             second = after[place]
             if tokens[place] == left and tokens[second] == right:  # not merged with others since
+                first, third = before[place], after[second]
                 tokens[place], tokens[second] = token, -1
-                after[place] = third = after[second]
-                before[third] = place
-                merged.append(place)
-        befores, afters = defaultdict(list), defaultdict(list)  # token -> where its pairs begin
-        for place in merged:
-            first = before[place]
-            x, y = tokens[first], tokens[after[place]]
-            if x >= 0 and x != token:
-                befores[x].append(first)
-            if y >= 0:
-                afters[y].append(place)
-        changes = [((x, left), (x, token), here) for x, here in befores.items()]
-        for y, here in afters.items():  # where two new tokens are in a row, the second
-            changes.append(((right, left if y == token else y), (token, y), here))
-        where, times, least, rarer, new = self.where, self.times, self.least, [], []
-        for was, now, here in changes:
-            count = sum([times[place] for place in here])
+                after[place], before[third] = third, place
+                x, y = tokens[first], tokens[third]
+                if x == token:  # two new tokens in a row
+                    here[token, token].append(here[token, left].pop())
+                elif x >= 0:
+                    here[x, token].append(first)
+                if y >= 0:
+                    here[token, y].append(place)
+        times, rarer, new = self.times.__getitem__, [], []
+        for pair, places in here.items():
+            x, y = pair
+            was = (x, left) if x != token else (right, left if y == token else y)
+            count = sum(map(times, places))
             rarer.append((was, count))
-            if count > least:
-                where[now] = here
-                new.append((now, count))
+            if count > self.least:
+                self.where[pair] = places
+                new.append((pair, count))
         return rarer, new
 
     def merge_many(
@@ -216,22 +223,34 @@ class FrequentPairs:
 
     def pop(self) -> Pair | None:
         """Remove and return the most frequent pair; None if there is none."""
+        counts = self.counts
         while self.equals or self.heap:
             if not self.equals:
-                self.most = -heappop(self.heap)
-                self.equals = sorted(map(self.entry, self.groups.pop(self.most)))
-            pair = self.equals.pop()[2:]
-            count = self.counts[pair]
-            if self.least < count < self.most:
-                self.group(pair, count)
-                continue
-            del self.counts[pair]
-            if count == self.most:
-                return pair
+                self.most = most = -heappop(self.heap)
+                for pair in self.groups.pop(most):
+                    if counts[pair] == most:
+                        self.equals.append(self.entry(pair))
+                    else:
+                        self.regroup(pair)
+                self.equals.sort()
+            else:
+                pair = self.equals.pop()[2]
+                if counts[pair] == self.most:
+                    del counts[pair]
+                    return pair
+                self.regroup(pair)
         return None
 
-    def entry(self, pair: Pair) -> tuple[bytes, bytes, int, int]:
-        return self.vocab[pair[0]], self.vocab[pair[1]], *pair
+    def regroup(self, pair: Pair) -> None:
+        """Put a pair whose count has fallen into the group of its count, or drop it."""
+        count = self.counts[pair]
+        if count > self.least:
+            self.group(pair, count)
+        else:
+            del self.counts[pair]
+
+    def entry(self, pair: Pair) -> tuple[bytes, bytes, Pair]:
+        return self.vocab[pair[0]], self.vocab[pair[1]], pair
 
     def group(self, pair: Pair, count: int) -> None:
         if count not in self.groups:

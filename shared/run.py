@@ -49,7 +49,7 @@ from shared.files import (
     write_json,
     write_text,
 )
-from shared.memory import keep_freed_memory
+from shared.machine import keep_freed_memory
 from shared.model_table import share_of_peak
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 

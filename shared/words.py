@@ -27,13 +27,14 @@ dictionary.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import regex
 
 from shared.files import UserError
-from shared.memory import keep_freed_memory
+from shared.machine import keep_freed_memory
 from shared.text import END_OF_TEXT, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
@@ -160,47 +161,61 @@ def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
     return found
 
 
-def safe_cut(data: bytes, start: int, end: int, fixed: np.ndarray = NOTHING) -> int:
-    """The last place in UTF-8 `data` after `start` and before `end` where a word ends, whatever
-    follows; `start` if there is none.
+def start_of_span(cut: int, spans: np.ndarray) -> int:
+    """The start of the span, (M, 2) starts and ends, that the cut is inside of; or the cut."""
+    i = int(spans[:, 0].searchsorted(cut)) - 1  # the last one that begins before
+    return int(spans[i, 0]) if i >= 0 and spans[i, 1] > cut else cut
 
-    If that place is inside a `fixed` span, (M, 2), the start of the span is returned instead.
-    """
+
+def start_of_special(cut: int, data: bytes, special_tokens: Sequence[bytes]) -> int:
+    """The start of the special token in `data` that the cut is inside of; or the cut. Where some
+    overlap, the cut is moved out of all of them."""
+    across = [cut]
+    while across:
+        cut = min(across)
+        windows = ((token, max(0, cut - len(token) + 1)) for token in special_tokens)
+        found = (data.find(token, start, cut + len(token) - 1) for token, start in windows)
+        across = [start for start in found if start >= 0]
+    return cut
+
+
+def safe_cut(data: bytes, start: int, end: int, moved: Callable[[int], int]) -> int:
+    """The last place in UTF-8 data after `start` and before `end` where a word ends, whatever
+    follows; `start` if there is none. If that place is inside something that must stay whole,
+    `moved` returns an earlier one."""
     end, reach = character_start(data, end), 1 << 7
     while end > start:
         first = character_start(data, max(start, end - reach))
         text = data[first:end].decode("utf-8")
         if found := SAFE.search(text):
-            cut = first + len(text[: found.start()].encode("utf-8"))
-            i = int(fixed[:, 0].searchsorted(cut)) - 1  # the last one that begins before
-            return max(start, int(fixed[i, 0])) if i >= 0 and fixed[i, 1] > cut else cut
+            return max(start, moved(first + len(text[: found.start()].encode("utf-8"))))
         if first <= start:
             break
         reach *= 4
     return start
 
 
-def block_end(data: bytes, start: int, size: int, fixed: np.ndarray) -> int:
+def block_end(data: bytes, start: int, size: int, moved: Callable[[int], int]) -> int:
     """The end of a block of UTF-8 `data` that begins at `start` and has at most `size` bytes; a
     longer word gets a larger block."""
     end = start
     while end == start:
         end = len(data)
         if start + size < end:
-            end = safe_cut(data, start, start + size, fixed)
+            end = safe_cut(data, start, start + size, moved)
         size *= 2
     return end
 
 
 def in_pieces(data: bytes, special_tokens: Sequence[bytes]) -> Iterator[bytes]:
-    """UTF-8 `data` in pieces of at most PIECE bytes (or one longer word), cut where words end and
-    not inside a special token."""
-    start, is_long = 0, len(data) > PIECE
-    specials = find_special(data, special_tokens)[:, :2] if is_long else NOTHING
-    while start < len(data):
-        end = block_end(data, start, PIECE, specials)
+    """UTF-8 `data` in pieces of at most 2 * PIECE bytes (or one longer word), cut where words end
+    and not inside a special token."""
+    start, moved = 0, partial(start_of_special, data=data, special_tokens=special_tokens)
+    while len(data) - start > 2 * PIECE:
+        end = block_end(data, start, PIECE, moved)
         yield data[start:end]
         start = end
+    yield data[start:]
 
 
 def character_start(data: bytes, at: int) -> int:
@@ -217,24 +232,25 @@ def whole_words(
     word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
-    rest, enough, done, held = bytearray(), PIECE, 0, ""
-    for part in (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE)):
+    rest, size, enough, done, held = [], 0, PIECE, 0, ""
+    for part in (text[i : i + BLOCK] for text in texts for i in range(0, len(text), BLOCK)):
         part = held + part
         held = part[-1] if "\ud800" <= part[-1] <= "\udbff" else ""  # half of a character?
-        rest += utf8(part[: len(part) - len(held)])
-        if len(rest) < enough:
+        rest.append(utf8(part[: len(part) - len(held)]))
+        size += len(rest[-1])
+        if size < enough:
             continue
-        data = bytes(rest)
-        specials = find_special(data, special_tokens)[:, :2]
-        cut = safe_cut(data, 0, len(data) - longest, specials)  # one may start near the end
+        data = b"".join(rest)
+        moved = partial(start_of_special, data=data, special_tokens=special_tokens)
+        cut = safe_cut(data, 0, len(data) - longest, moved)  # one may start near the end
         if not cut and len(data) > LONGEST_WORD + PIECE:
             raise UserError(
                 f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: this is not text"
             )
         yield data[:cut]
-        del rest[:cut]
-        enough, done = len(rest) + PIECE, done + cut
-    yield bytes(rest) + utf8(held)
+        rest, size, done = [data[cut:]], len(data) - cut, done + cut
+        enough = size + PIECE
+    yield b"".join(rest) + utf8(held)
 
 
 class WordNumbers:
@@ -253,8 +269,9 @@ class WordNumbers:
         Each span in `fixed`, (M, 2) starts and ends, is a word of its own, with number -1.
         """
         found, start = [np.zeros(0, np.int32)], 0
+        moved = partial(start_of_span, spans=fixed)
         while start < len(data):
-            end = block_end(data, start, self.block, fixed)
+            end = block_end(data, start, self.block, moved)
             first, last = fixed[:, 0].searchsorted((start, end))
             found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
             start, self.block = end, min(2 * self.block, BLOCK)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from shared import worker
 from shared.files import UserError
+from shared.machine import cores
 from shared.text import utf8
 from shared.words import PIECE, WordCounts, WordIds
 
@@ -139,13 +140,6 @@ def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iter
     first = deque(islice(pieces, worth_it if workers > 1 else 0))
     workers = workers if len(first) == worth_it else 1
     return chain((first.popleft() for _ in range(len(first))), pieces), workers  # frees them
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FAULTS = """
 import resource
 import numpy as np
-from shared.memory import keep_freed_memory
+from shared.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

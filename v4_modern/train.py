@@ -153,7 +153,7 @@ class Tokenizer:
             while len(merges) < n_merges and (frequent.counts or least):
                 if not (best := frequent.pop()):
                     least //= 100  # dividing by 30 is as fast, by 1000 slower
-                    frequent = FrequentPairs(words.pairs(least).items(), least, vocab)
+                    frequent = FrequentPairs(words.pairs(least, workers).items(), least, vocab)
                     continue
                 rarer, new = words.merge(*best, len(vocab))
                 merges.append(best)

@@ -1,7 +1,15 @@
-"""What a process does with memory that it no longer needs."""
+"""The machine's cores and memory."""
 
 import ctypes
+import os
 import sys
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
