@@ -17,8 +17,9 @@ import numpy as np
 from shared.machine import cores
 
 FEW = 64  # up to this many places a Python loop is faster than numpy
-PARTS = 8  # all pairs are counted in this many parts, a power of two
-MOST_THREADS = 2  # that count parts at the same time: each needs memory
+LARGE = 1 << 20  # if there are more places than this, their pairs are counted in parts
+PARTS = 8  # a power of two
+MOST_THREADS = 2  # that count at the same time: all parts at once would take most of the memory
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
 
@@ -61,12 +62,14 @@ class LinkedWords:
 
     def pairs(self, least: int, workers: int = 1) -> dict[Pair, int]:
         """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
-        only such pairs as new. Counted in `workers` threads, of which only some have work; 0: one
-        per core."""
+        only such pairs as new. In long texts they are counted by up to `workers` threads (0: one
+        per core), in parts."""
         self.least, self.where, pairs = least, {}, {}
+        parts = PARTS if len(self.token) > LARGE else 1
+        n_threads = min(workers or cores(), MOST_THREADS, parts)
 
         def of_part(part: int) -> list[tuple[Pair, int, np.ndarray]]:
-            places = np.flatnonzero(self.all_token & (PARTS - 1) == part).astype(np.int32)
+            places = np.flatnonzero(self.all_token & (parts - 1) == part).astype(np.int32)
             left = self.all_token.take(places)
             right = self.all_token.take(self.all_after.take(places), mode="clip")
             inside = (left >= 0) & (right >= 0)
@@ -74,8 +77,9 @@ class LinkedWords:
             (left, right), counts, frequent = self.groups(*of)
             return [((int(left[i]), int(right[i])), int(counts[i]), here) for i, here in frequent]
 
-        with ThreadPoolExecutor(min(workers or cores(), MOST_THREADS)) as threads:
-            for pair, count, here in chain.from_iterable(threads.map(of_part, range(PARTS))):
+        with ThreadPoolExecutor(n_threads) as threads:
+            in_turn = map if n_threads == 1 else threads.map
+            for pair, count, here in chain.from_iterable(in_turn(of_part, range(parts))):
                 pairs[pair], self.where[pair] = count, here
         return pairs
 
@@ -118,7 +122,7 @@ class LinkedWords:
     ) -> tuple[PairCounts, PairCounts]:
         """`merge`, one place after the other."""
         tokens, before, after = self.token, self.before, self.after
-        here = defaultdict(list)  # where the new pairs begin
+        befores, afters = defaultdict(list), defaultdict(list)  # token -> where its pairs begin
         for place in places if isinstance(places, list) else places.tolist():
             second = after[place]
             if tokens[place] == left and tokens[second] == right:  # not merged with others since
@@ -127,20 +131,24 @@ class LinkedWords:
                 after[place], before[third] = third, place
                 x, y = tokens[first], tokens[third]
                 if x == token:  # two new tokens in a row
-                    here[token, token].append(here[token, left].pop())
+                    afters[token].append(afters[left].pop())
                 elif x >= 0:
-                    here[x, token].append(first)
+                    befores[x].append(first)
                 if y >= 0:
-                    here[token, y].append(place)
-        times, rarer, new = self.times.__getitem__, [], []
-        for pair, places in here.items():
-            x, y = pair
-            was = (x, left) if x != token else (right, left if y == token else y)
-            count = sum(map(times, places))
-            rarer.append((was, count))
-            if count > self.least:
-                self.where[pair] = places
-                new.append((pair, count))
+                    afters[y].append(place)
+        where, times, least, rarer, new = self.where, self.times, self.least, [], []
+        for x, here in befores.items():
+            count = times[here[0]] if len(here) == 1 else sum([times[place] for place in here])
+            rarer.append(((x, left), count))
+            if count > least:
+                where[x, token] = here
+                new.append(((x, token), count))
+        for y, here in afters.items():
+            count = times[here[0]] if len(here) == 1 else sum([times[place] for place in here])
+            rarer.append(((right, left if y == token else y), count))
+            if count > least:
+                where[token, y] = here
+                new.append(((token, y), count))
         return rarer, new
 
     def merge_many(
@@ -206,13 +214,16 @@ class FrequentPairs:
         self.add(pairs)
 
     def add(self, pairs: PairCounts) -> None:
-        """Add new pairs; none of them more frequent than the last one popped."""
+        """Add pairs; none of them more frequent than the last one popped."""
+        counts, groups, most = self.counts, self.groups, self.most
         for pair, count in pairs:
-            self.counts[pair] = count
-            if count == self.most:
-                insort(self.equals, self.entry(pair))
+            counts[pair] = count
+            if count == most:
+                insort(self.equals, (self.vocab[pair[0]], self.vocab[pair[1]], pair))
             else:
-                self.group(pair, count)
+                if count not in groups:
+                    heappush(self.heap, -count)
+                groups[count].append(pair)
 
     def lower(self, pairs: PairCounts) -> None:
         """Lower the counts of pairs, of those that are here."""
@@ -223,13 +234,13 @@ class FrequentPairs:
 
     def pop(self) -> Pair | None:
         """Remove and return the most frequent pair; None if there is none."""
-        counts = self.counts
+        counts, vocab = self.counts, self.vocab
         while self.equals or self.heap:
             if not self.equals:
                 self.most = most = -heappop(self.heap)
                 for pair in self.groups.pop(most):
                     if counts[pair] == most:
-                        self.equals.append(self.entry(pair))
+                        self.equals.append((vocab[pair[0]], vocab[pair[1]], pair))
                     else:
                         self.regroup(pair)
                 self.equals.sort()
@@ -244,15 +255,9 @@ class FrequentPairs:
     def regroup(self, pair: Pair) -> None:
         """Put a pair whose count has fallen into the group of its count, or drop it."""
         count = self.counts[pair]
-        if count > self.least:
-            self.group(pair, count)
-        else:
+        if count <= self.least:
             del self.counts[pair]
-
-    def entry(self, pair: Pair) -> tuple[bytes, bytes, Pair]:
-        return self.vocab[pair[0]], self.vocab[pair[1]], pair
-
-    def group(self, pair: Pair, count: int) -> None:
+            return
         if count not in self.groups:
             heappush(self.heap, -count)
         self.groups[count].append(pair)
@@ -289,7 +294,8 @@ class PairRanks:
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.none = len(pairs)  # the rank of all other pairs
         self.bits = len(pairs).bit_length() + 2
-        left, right = np.array(pairs, np.int64).reshape(-1, 2).T
+        flat = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs))
+        left, right = flat.reshape(-1, 2).T
         keys, places = self.keys_and_places(left, right)
         self.keys = np.full(1 << self.bits, -1)
         self.ranks = np.full(1 << self.bits, self.none)

@@ -40,7 +40,7 @@ from shared.text import END_OF_TEXT, utf8
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
 BLOCK = 1 << 18  # bytes processed at a time: numpy's arrays for them fit into the CPU's cache
 FIRST_BLOCK = 1 << 13  # bytes in the first block: all its words are new, later hardly any
-SLOTS, MOST_SLOTS = 1 << 17, 1 << 19  # places in a table at first, and at most
+SLOTS, MOST_SLOTS = 1 << 15, 1 << 19  # places in a table at first, and at most
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # that are merged, or whose ids are laid, at a time
 PIECE = 1 << 22  # bytes per piece of a long text

@@ -49,11 +49,14 @@ def merge(word, pair):
 
 
 def assert_merges_are_v2s(texts, vocab_size, few):
-    """With loops over `few` places, and numpy over more."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "FEW", few)
-        deltas = v4.Tokenizer.train(texts, vocab_size).merges
-    assert deltas == v2.Tokenizer.train(texts, vocab_size).merges
+    """With loops over `few` places, and numpy over more; as for short texts, and as for long ones,
+    whose pairs are counted in threads."""
+    expected = v2.Tokenizer.train(texts, vocab_size).merges
+    for large, workers in ((pairs.LARGE, 1), (0, 1), (0, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pairs, "FEW", few)
+            patch.setattr(pairs, "LARGE", large)
+            assert v4.Tokenizer.train(texts, vocab_size, workers=workers).merges == expected
 
 
 @given(TEXTS, st.integers(257, 300), st.sampled_from([0, 3, pairs.FEW]))
