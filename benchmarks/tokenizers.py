@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -152,18 +152,18 @@ def train_hugging_face(texts: list[str], vocab_size: int, cores: int) -> object:
     return tokenizer
 
 
-Encode = Callable[[], Iterable[int]]
+Encode = Callable[[], list[Sequence[int]]]  # the ids, of the parts of the text, in order
 
 
 def encode_v2(ours: object, text: str, cores: int) -> Encode:
     tokenizer, texts = load_version("v2_bpe_rope").Tokenizer(ours.merges), text.split(END_OF_TEXT)
-    return lambda: in_one(map(tokenizer.encode, texts), ours)
+    return lambda: [in_one(map(tokenizer.encode, texts), ours)]
 
 
 def encode_v4(ours: object, text: str, cores: int) -> Encode:
     if cores == 1:
-        return lambda: ours.encode_array(text)
-    return lambda: np.concatenate(list(ours.encode_pieces([text], cores)))
+        return lambda: [ours.encode_array(text)]
+    return lambda: list(ours.encode_pieces([text], cores))
 
 
 def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
@@ -176,14 +176,14 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     )
     encode = partial(encoding.encode_to_numpy, allowed_special="all")
     if cores == 1:
-        return lambda: encode(text)
+        return lambda: [encode(text)]
     documents = re.split(f"(?<={re.escape(END_OF_TEXT)})", text)
     share = -(-len(documents) // cores)
     parts = ["".join(documents[i : i + share]) for i in range(0, len(documents), share)]
 
-    def encode_parts() -> np.ndarray:  # its own encode_batch gives lists, which is slower
+    def encode_parts() -> list[np.ndarray]:  # its own encode_batch gives lists, which is slower
         with ThreadPoolExecutor(cores) as pool:
-            return np.concatenate(list(pool.map(encode, parts)))
+            return list(pool.map(encode, parts))
 
     return encode_parts
 
@@ -196,16 +196,16 @@ def encode_hugging_face(ours: object, text: str, cores: int) -> Encode:
         theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     texts = text.split(END_OF_TEXT)
     if cores == 1:  # all at once would hold many times the text
-        return lambda: in_one((theirs.encode(document).ids for document in texts), ours)
-    return lambda: in_one((found.ids for found in theirs.encode_batch_fast(texts)), ours)
+        return lambda: [in_one((theirs.encode(document).ids for document in texts), ours)]
+    return lambda: [in_one((found.ids for found in theirs.encode_batch_fast(texts)), ours)]
 
 
 def encode_rustbpe(ours: object, text: str, cores: int) -> Encode:
     tokenizer = train_rustbpe(text.split(END_OF_TEXT), ours.vocab_size, 1)  # it loads no other's
     texts = text.split(END_OF_TEXT)
     if cores == 1:
-        return lambda: in_one(map(tokenizer.encode, texts), ours)
-    return lambda: in_one(tokenizer.batch_encode(texts), ours)
+        return lambda: [in_one(map(tokenizer.encode, texts), ours)]
+    return lambda: [in_one(tokenizer.batch_encode(texts), ours)]
 
 
 def in_one(documents: Iterable[Iterable[int]], ours: object) -> list[int]:
@@ -261,9 +261,10 @@ def measure(task: str, who: str, text_file: str, vocab_size: str, ours_file: str
         _, taken = timed(lambda: TRAIN[who](texts, int(vocab_size), cores))
         return {"train": taken}
     encode = ENCODE[who](load_version("v4_modern").Tokenizer.load(ours_file), text, cores)
-    ids, cold = timed(encode)
+    parts, cold = timed(encode)
     _, warm = timed(encode)
-    sha256 = hashlib.sha256(np.asarray(ids, np.uint32).tobytes()).hexdigest()
+    ids = np.concatenate([np.asarray(part, np.uint32) for part in parts])
+    sha256 = hashlib.sha256(ids.tobytes()).hexdigest()
     return {"cold": cold, "warm": warm, "sha256": sha256}
 
 

@@ -6,6 +6,8 @@ in v4's file. It receives its tasks on its standard input, a few megabytes of te
 answers on its standard output. When the process that started it ends, for whatever reason, the
 worker's input ends and the worker exits. Nothing is shared, so nothing can leak, and it works the
 same on every system. Whenever the starter would have to wait for the workers, it works itself.
+After encoding, workers wait a while for more texts: those that follow need no new ones, and find
+their words known.
 """
 
 import os
@@ -13,14 +15,15 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 import numpy as np
@@ -35,6 +38,8 @@ from shared.words import PIECE, WordCounts, WordIds
 # Pieces of text from which on workers save more time than they need to start and to learn words
 # that others already know; measured with two workers.
 WORTH_COUNTING, WORTH_ENCODING = 6, 4
+REST = 10  # seconds that workers wait for the next texts after they have encoded all
+resting: WeakKeyDictionary[WordIds, tuple[list[subprocess.Popen], Timer]] = WeakKeyDictionary()
 
 
 def count_words(
@@ -117,15 +122,17 @@ def encode_texts(
             pass
         return under_way.popleft()[1].result()
 
-    with ThreadPoolExecutor(workers - 1) as threads, crew(workers - 1) as processes:
+    rested = rested_crew(words, workers - 1)
+    with ThreadPoolExecutor(workers - 1) as threads, crew(workers - 1, rested) as processes:
         for process in processes:
-            threads.submit(begin, process)
+            idle.put(process) if rested else threads.submit(begin, process)
         for text in texts:
             under_way.append((text, threads.submit(encoded, text)))
             if len(under_way) > 2 * workers:
                 yield oldest()
         while under_way:
             yield oldest()
+        rest(words, processes)
 
 
 def by_value(function: Callable) -> bytes:
@@ -158,22 +165,62 @@ GONE = "a worker process was killed (out of memory?): try --workers 1"
 
 
 @contextmanager
-def crew(workers: int) -> Iterator[list[subprocess.Popen]]:
-    """`workers` processes, in a `with` block. The first thing to send them is the name of a job, a
-    function of shared/worker.py, and its arguments; until they run, a long message waits."""
+def crew(workers: int, rested: Sequence[subprocess.Popen] = ()) -> Iterator[list[subprocess.Popen]]:
+    """`workers` processes, in a `with` block: the `rested` or new ones. At its end, those that are
+    left in the list are ended.
+
+    The first thing to send to new ones is the name of a job, a function of shared/worker.py, and
+    its arguments; until they run, a long message waits.
+    """
     command = [sys.executable, str(Path(worker.__file__).resolve())]
     one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    processes = []
+    processes = list(rested)
     try:
-        for _ in range(workers):
+        while len(processes) < workers:
             processes.append(subprocess.Popen(command, env=one_thread, **pipes))
         yield processes
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.communicate()  # waits, and closes its pipes
+        end(processes)
+
+
+def end(processes: Iterable[subprocess.Popen]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.communicate()  # waits, and closes its pipes
+
+
+def rest(words: WordIds, processes: list[subprocess.Popen]) -> None:
+    """Let `processes`, which know `words`, wait for REST seconds. The list is empty afterwards."""
+    dismiss(words)
+    timer = Timer(REST, dismiss, [words])
+    timer.daemon = True
+    resting[words] = processes.copy(), timer
+    processes.clear()
+    timer.start()
+
+
+def rested_crew(words: WordIds, workers: int) -> list[subprocess.Popen]:
+    """`workers` processes that know `words`, if as many wait; otherwise none."""
+    processes = wake(words)
+    if len(processes) == workers and all(process.poll() is None for process in processes):
+        return processes
+    end(processes)
+    return []
+
+
+def dismiss(words: WordIds) -> None:
+    """End the processes that wait, if any do."""
+    end(wake(words))
+
+
+def wake(words: WordIds) -> list[subprocess.Popen]:
+    """The processes that wait; from now on they do not."""
+    processes, timer = resting.pop(words, ([], None))
+    if timer:
+        timer.cancel()
+    return processes
 
 
 def send(process: subprocess.Popen, task: Any) -> None:

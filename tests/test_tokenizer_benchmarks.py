@@ -173,7 +173,7 @@ def test_the_first_time_is_cold(tmp_path, monkeypatch):
             while time.process_time() < start + 0.1:
                 pass
         asked.append(1)
-        return [1]
+        return [[1, 2], [3]]
 
     Tokenizer.train(["ab"], 260).save(tmp_path / "ours.json")
     (tmp_path / "text.txt").write_text("ab")
@@ -182,3 +182,4 @@ def test_the_first_time_is_cold(tmp_path, monkeypatch):
     files = [str(tmp_path / "text.txt"), "260", str(tmp_path / "ours.json")]
     found = tokenizers.measure("encode", "v4", *files)
     assert len(asked) == 2 and found["cold"]["cpu"] > 0.09 > found["warm"]["cpu"]
+    assert found["sha256"] == hashlib.sha256(np.array([1, 2, 3], np.uint32)).hexdigest()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import product
+from itertools import product, zip_longest
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,24 +66,63 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
     assert len(started) == 1 + 1 + 2 + 2  # besides this one, to train and to encode
 
 
-def test_the_starter_works_rather_than_wait(started):
+def test_the_starter_works_rather_than_wait(started, monkeypatch):
     tokenizer, encoded_here = Tokenizer.train([TEXT], 300, workers=1), []
+    encode_one = tokenizer.words.encode
 
     def encode(text):
         time.sleep(0.02)  # so that the worker, too, gets some, however busy the machine is
         encoded_here.append(text)
-        return tokenizer.words.encode(text)
+        return encode_one(text)
 
-    starter = SimpleNamespace(
-        merge=tokenizer.words.merge,
-        special_tokens=tokenizer.special_tokens,
-        vocab_size=tokenizer.vocab_size,
-        encode=encode,
-    )
     texts = [f"{TEXT} {i}" for i in range(20)]
-    found = [ids.tolist() for ids in workers.encode_texts(texts, starter, 2)]
-    assert found == [tokenizer.encode(text) for text in texts]
+    expected = [tokenizer.encode(text) for text in texts]
+    monkeypatch.setattr(tokenizer.words, "encode", encode)
+    assert [ids.tolist() for ids in workers.encode_texts(texts, tokenizer.words, 2)] == expected
     assert len(started) == 1 and 0 < len(encoded_here) < len(set(texts))  # the worker some, too
+
+
+def encode_all(tokenizer, n_workers):
+    texts = [f"{TEXT} {i}" for i in range(4 * n_workers)]
+    found = [ids.tolist() for ids in workers.encode_texts(texts, tokenizer.words, n_workers)]
+    assert found == [tokenizer.encode(text) for text in texts]
+
+
+def test_workers_wait_for_the_next_texts(started):
+    """Of the same tokenizer and for as many workers; those that have died are replaced."""
+    one, other = (Tokenizer.train([TEXT], size, workers=1) for size in (300, 400))
+    for _ in range(3):
+        encode_all(one, 2)
+    assert len(started) == 1
+    encode_all(other, 2)
+    encode_all(one, 2)
+    assert len(started) == 2
+    encode_all(one, 3)
+    assert len(started) == 4 and started[0].returncode is not None
+    started[2].kill()
+    started[2].wait()
+    encode_all(one, 3)
+    assert len(started) == 6 and started[3].returncode is not None
+
+
+def test_workers_do_not_wait_for_long(started, monkeypatch):
+    monkeypatch.setattr(workers, "REST", 0.01)
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    encode_all(tokenizer, 3)
+    for process in started:
+        process.wait(60)
+    encode_all(tokenizer, 3)
+    assert len(started) == 4
+
+
+def test_two_at_the_same_time_have_workers_of_their_own(started):
+    tokenizer = Tokenizer.train([TEXT], 300, workers=1)
+    both = [workers.encode_texts([TEXT] * 9, tokenizer.words, 2) for _ in range(2)]
+    for pair in zip_longest(*both):
+        assert [ids.tolist() for ids in pair] == [tokenizer.encode(TEXT)] * 2
+    assert len(started) == 2 and [process.poll() is None for process in started].count(True) == 1
+    encode_all(tokenizer, 2)
+    assert len(started) == 2
 
 
 def test_workers_that_get_nothing(started):
