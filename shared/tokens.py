@@ -15,13 +15,17 @@ Nor would anything reveal a damaged id, so all ids are read once when a file is 
 about a second per gigabyte.
 """
 
+import ast
 import codecs
 import inspect
 import mmap
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from textwrap import dedent
+from types import FunctionType
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -197,27 +201,24 @@ def cached_token_file(
     corpus: Corpus, split: Path, tokenizer: Tokenizer, workers: int = 0
 ) -> np.ndarray:
     """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time, by
-    `workers` processes (0: one per core)."""
+    `workers` processes (0: one per core). An edit of the code that encodes gets new ones."""
     sha256 = json_sha256(tokenizer.to_json())
-    path = (
-        cache_folder()
-        / "tokens"
-        / f"{split.stem}-{corpus.sha256[:16]}-{sha256[:16]}-v{VERSION}.bin"
-    )
+    encoder = json_sha256([sha256, *code_of(type(tokenizer))])
+    name = f"{split.stem}-{corpus.sha256[:16]}-{encoder[:16]}-v{VERSION}.bin"
+    path = cache_folder() / "tokens" / name
     if not path.exists():
         tokenizer.encode_file(split, path, workers)
     return open_token_file(path, sha256)
 
 
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
-    """What `train()` returns, cached under `key` and the source code of the class and its bases.
+    """What `train()` returns, cached under `key` and the code of the class.
 
-    A tokenizer depends on its text and on its code, so neither a new text nor an edit of the class
+    A tokenizer depends on its text and on its code, so neither a new text nor an edit of the code
     ever gets an old one. A checksum is stored next to it, since a damaged tokenizer is mostly still
     a valid one, only different.
     """
-    code = [inspect.getsource(part) for part in tokenizer_class.__mro__[:-1]]  # but object's
-    name = json_sha256([*code, *key])[:16]
+    name = json_sha256([*code_of(tokenizer_class), *key])[:16]
     path = cache_folder() / "tokenizers" / f"{name}.json"
     checksum = path.with_suffix(".sha256")
     if checksum.exists():  # written last
@@ -232,3 +233,21 @@ def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T
     tokenizer.save(path)
     write_text(checksum, json_sha256(tokenizer.to_json()))
     return tokenizer
+
+
+def code_of(tokenizer_class: type) -> list[str]:
+    """The source code of a class, of its bases, of what they use of their modules, and of each file
+    in shared/ from which they use something."""
+    parts, files, to_do = {}, set(), list(tokenizer_class.__mro__[:-1])  # but object's
+    while to_do:
+        part = to_do.pop()
+        parts[part] = source = inspect.getsource(part)
+        nodes = ast.walk(ast.parse(dedent(source)))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        for name, thing in vars(sys.modules[part.__module__]).items():
+            if name in names and isinstance(thing, (type, FunctionType)):
+                if thing.__module__.startswith("shared."):
+                    files.add(sys.modules[thing.__module__])
+                elif thing.__module__ == part.__module__ and thing not in parts:
+                    to_do.append(thing)
+    return sorted([*parts.values(), *map(inspect.getsource, files)])

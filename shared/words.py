@@ -180,7 +180,7 @@ def start_of_special(cut: int, data: bytes, special_tokens: Sequence[bytes]) -> 
 
 
 def safe_cut(data: bytes, start: int, end: int, moved: Callable[[int], int]) -> int:
-    """The last place in UTF-8 data after `start` and before `end` where a word ends, whatever
+    """The last place in UTF-8 `data` after `start` and before `end` where a word ends, whatever
     follows; `start` if there is none. If that place is inside something that must stay whole,
     `moved` returns an earlier one."""
     end, reach = character_start(data, end), 1 << 7
@@ -325,7 +325,7 @@ class WordNumbers:
         numbers[asks] = self.numbers_of_words(block[i:j] for i, j in zip(begins, ends))
         numbers = numbers[spokesman]
         self.middle.put(numbers[short], first[short], second[short])
-        while len(self.short.numbers) < min(2 * len(self.words), MOST_SLOTS):
+        while len(self.short.numbers) < min(4 * len(self.words), MOST_SLOTS):
             self.short.grow()
             self.middle.grow()
         return numbers

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import importlib.util
+import inspect
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load_version, small_config, small_text
+from conftest import ROOT, load_version, small_config, small_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces
 from shared.files import UserError, atomic_write, read_json, write_json
 from shared.tokens import (
     cached_tokenizer,
+    code_of,
     open_token_file,
     random_windows,
     windows_in_order,
@@ -603,6 +605,23 @@ def test_a_damaged_tokenizer_in_the_cache_is_told(tmp_path, version):
     write_json(path, saved)
     with pytest.raises(UserError, match="damaged: delete"):
         version.load_data(config)
+
+
+def test_the_code_of_a_tokenizer_is_all_that_it_uses():
+    code = code_of(v4.Tokenizer)
+    assert all((ROOT / "shared" / f"{name}.py").read_text() in code for name in ("words", "pairs"))
+    assert [part for part in code if part.startswith("class ")] == [
+        inspect.getsource(part) for part in (v4.Merger, v4.Tokenizer)
+    ]
+
+
+def test_edited_code_gets_new_ids(tmp_path, monkeypatch):
+    config = small_config(v4, data=str(write(tmp_path / "a.txt", small_text())))
+    tokenizer, _, train, _ = v4.load_data(config)
+    monkeypatch.setattr(v4.Tokenizer, "encode_pieces", lambda *_: [np.array([7, 8], np.uint16)])
+    assert v4.load_data(config)[2].tolist() == train.tolist()  # no code is edited
+    monkeypatch.setattr("shared.tokens.code_of", lambda _: ["edited"])
+    assert v4.load_data(config)[2].tolist() == [tokenizer.special_tokens[END_OF_TEXT], 7, 8]
 
 
 @pytest.mark.parametrize("name", ["Tokenizer", "Child"])
