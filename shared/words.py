@@ -137,16 +137,15 @@ def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> Non
 
 def find_special(data: bytes, special_tokens: Sequence[bytes]) -> np.ndarray:
     """The start, end and number of each special token in `data`, (M, 3); where two overlap, the one
-    that starts first counts, then the longest. `bytes.find` is three times as fast as a pattern."""
-    found = []
+    that starts first counts, then the longest."""
+    found, byte = [], np.frombuffer(data, np.uint8)
     for number, token in enumerate(special_tokens):
-        starts, start = [], data.find(token)
-        while start >= 0:
-            starts.append(start)
-            start = data.find(token, start + 1)
-        if starts:
-            start = np.array(starts)
-            found.append(np.stack((start, start + len(token), np.full_like(start, number)), 1))
+        if token not in data:
+            continue
+        start = np.flatnonzero(byte[: len(data) - len(token) + 1] == token[0])
+        for i in range(1, len(token)):
+            start = start[byte[start + i] == token[i]]
+        found.append(np.stack((start, start + len(token), np.full_like(start, number)), 1))
     if not found:
         return NO_SPECIAL
     found = np.concatenate(found)
