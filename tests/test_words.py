@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared import words
 from shared.files import UserError
-from shared.words import Rows, WordCounts, WordIds, WordNumbers, whole_words
+from shared.words import Rows, WordCounts, WordIds, WordNumbers, find_special, whole_words
 
 GPT2 = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 NASTY = "  \n\t'stmdlver aZ19.,<|>\x1c\x85\u00a0\u3000🙂é\u0301\0٣漢"
@@ -221,3 +221,19 @@ def test_rows(rows, data):
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1)))
     laid = table.lay(np.array(numbers, np.int64)).tolist()
     assert laid == [i for number in numbers for i in rows[number]]
+
+
+BYTES = st.lists(st.sampled_from([b"a", b"b", b"<"]), min_size=1, max_size=4).map(b"".join)
+
+
+@given(st.lists(BYTES, max_size=20).map(b"".join), st.lists(BYTES, max_size=4, unique=True))
+def test_special_tokens_are_found_from_left_to_right(data, special_tokens):
+    """Against a search at every place; of those that start at one, the longest counts."""
+    expected, at = [], 0
+    while at < len(data):
+        here = [token for token in special_tokens if data.startswith(token, at)]
+        if here:
+            token = max(here, key=len)
+            expected.append([at, at + len(token), special_tokens.index(token)])
+        at += len(token) if here else 1
+    assert find_special(data, special_tokens).tolist() == expected
