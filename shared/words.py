@@ -19,10 +19,10 @@ split is the regular expression's, but is derived from the kinds of neighbouring
 Rules 1 to 3 depend only on the kinds of a character, the one before and the one after. So a few
 comparisons of a byte array with itself, shifted by one, find where all the words of a text begin.
 
-Numbers are looked up in hash tables of machine words: a spelling of up to 7 bytes and its length
-fit into one, up to 15 bytes into two. Comparing those compares the whole spelling, so a number is
-never wrong. Words that the tables do not have (long ones, new ones, collisions) are looked up in a
-dictionary.
+Numbers are looked up in hash tables of machine words: a spelling of up to 8 bytes fits into one, up
+to 16 bytes into two; what is left of them is filled with a byte that UTF-8 never has. Comparing
+those compares the whole spelling, so a number is never wrong. Words that the tables do not have
+(long ones, new ones, collisions) are looked up in a dictionary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,6 +61,9 @@ def kind_of(character: str) -> int:
 
 KIND_OF_BYTE = bytes(kind_of(chr(byte)) for byte in range(128)) + bytes(128)
 NOTHING, NO_SPECIAL = np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64)
+# What fills eight bytes of which a word has the first N, N from 0 to 8: 255, which UTF-8 never has.
+FILL = np.array([(1 << 64) - (1 << 8 * n) for n in range(9)], np.uint64)
+NO_KEY = FILL[0]  # no word is empty
 UNKNOWN = 255
 kind_of_code = np.full(0x110000, UNKNOWN, np.uint8)  # of the code points met so far
 
@@ -97,6 +100,8 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
     byte = np.frombuffer(data + bytes(3), np.uint8)
     first = np.flatnonzero(byte >= 0xC0)
     lead, *rest = (byte[first + i].astype(np.int32) for i in range(4))
+    if (lead > 0xF4).any():
+        raise ValueError("bytes that UTF-8 never has: these are not texts")
     size = 2 + (lead >= 0xE0).astype(np.int8) + (lead >= 0xF0)
     a, b, c = (bits & 0x3F for bits in rest)
     codes = np.choose(
@@ -259,7 +264,7 @@ class WordNumbers:
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
-        self.short, self.middle = Table(1), Table(2)  # words of up to 7 and of up to 15 bytes
+        self.short, self.middle = Table(1), Table(2)  # words of up to 8 and of up to 16 bytes
         self.block = FIRST_BLOCK
 
     def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
@@ -283,25 +288,20 @@ class WordNumbers:
         padded = np.frombuffer(block + bytes(16), np.uint8)
         eights = np.ndarray(len(block) + 9, "<u8", padded, strides=(1,))  # one from every byte on
         eights = eights.copy()  # or each `take` would
-        sizes = np.minimum(lengths, 8).view(np.uint64)
-        first = eights.take(starts)
-        first <<= 64 - 8 * sizes
-        key = first | sizes  # up to 7 bytes leave the lowest one free for their length
-        numbers, hit = self.short.look_up(key)
-        hit &= lengths < 8
+        first = eights.take(starts) | FILL.take(lengths, mode="clip")
+        numbers, hit = self.short.look_up(first)
+        hit &= lengths <= 8
         if len(fixed):
             where = starts.searchsorted(fixed[:, 0])
             hit[where], numbers[where] = True, -1
         missed = np.flatnonzero(~hit)
         if len(missed):
             starts, lengths, first = (x[missed] for x in (starts, lengths, first))
-            sizes = lengths.view(np.uint64)
-            second = eights.take(starts + 8, mode="clip") << 128 - 8 * np.clip(sizes, 8, 16)
-            second |= sizes
+            second = eights.take(starts + 8, mode="clip") | FILL.take(lengths - 8, mode="clip")
             found, hit = self.middle.look_up(first, second)
-            new = np.flatnonzero(~hit | (lengths > 15))
+            new = np.flatnonzero(~hit | (lengths > 16))
             found[new] = self.ask(block, starts[new], lengths[new], first[new], second[new])
-            self.short.put(found[lengths < 8], key[missed[lengths < 8]])
+            self.short.put(found[lengths <= 8], first[lengths <= 8])
             numbers[missed] = found
         return numbers
 
@@ -314,7 +314,7 @@ class WordNumbers:
         second: np.ndarray,
     ) -> np.ndarray:
         """The numbers, (N,), of words that the tables do not have, from the dictionary."""
-        spokesman, short = np.arange(len(starts)), np.flatnonzero(lengths < 16)
+        spokesman, short = np.arange(len(starts)), np.flatnonzero(lengths <= 16)
         self.middle.put(short, first[short], second[short])
         asks_for, hit = self.middle.look_up(first[short], second[short])
         spokesman[short] = np.where(hit, asks_for, short)  # one of equal words asks for all
@@ -341,14 +341,14 @@ class Table:
     """Numbers of keys (uint64, in one or two columns); of keys that collide, only one is kept."""
 
     def __init__(self, columns: int) -> None:
-        self.keys = np.zeros((columns, SLOTS), np.uint64)  # no word has key 0: its size is in it
+        self.keys = np.full((columns, SLOTS), NO_KEY)
         self.numbers = np.zeros(SLOTS, np.int32)
 
     def grow(self) -> None:
         """Double the number of places."""
-        kept = np.flatnonzero(self.keys[-1])
+        kept = np.flatnonzero(self.keys[0] != NO_KEY)
         numbers, keys = self.numbers[kept], self.keys[:, kept]
-        self.keys = np.zeros((len(keys), 2 * len(self.numbers)), np.uint64)
+        self.keys = np.full((len(keys), 2 * len(self.numbers)), NO_KEY)
         self.numbers = np.zeros(2 * len(self.numbers), np.int32)
         self.put(numbers, *keys)
 
@@ -499,17 +499,18 @@ class Rows:
 
     def lay(self, numbers: np.ndarray) -> np.ndarray:
         """The ids of the rows with these `numbers` (N,), concatenated. Most rows have one id, so
-        all first ids are laid at once, and then the rest of the longer rows."""
-        lengths = self.lengths.take(numbers)
-        starts = np.cumsum(lengths)
-        ids = np.empty(starts[-1] if len(starts) else 0, self.ids.dtype)
-        starts -= lengths
-        ids[starts] = self.firsts.take(numbers)
-        longer = np.flatnonzero(lengths > 1)
-        more = lengths[longer] - 1
-        step = np.arange(1, more.sum() + 1) - np.repeat(np.cumsum(more) - more, more)  # 1, 2, ...
-        targets = np.repeat(starts[longer], more) + step
-        ids[targets] = self.ids.take(np.repeat(self.starts[numbers[longer]], more) + step)
+        all first ids are laid at once, around the rest of the longer rows."""
+        longer = np.flatnonzero(self.lengths.take(numbers) > 1)
+        rows = numbers[longer]
+        more = self.lengths[rows] - 1
+        before = np.cumsum(more) - more
+        step = np.arange(1, more.sum() + 1) - np.repeat(before, more)  # 1, 2, ...
+        targets = np.repeat(longer + before, more) + step
+        is_first = np.ones(len(numbers) + len(step), bool)
+        is_first[targets] = False
+        ids = np.empty(len(is_first), self.ids.dtype)
+        ids[is_first] = self.firsts.take(numbers)
+        ids[targets] = self.ids.take(np.repeat(self.starts[rows], more) + step)
         return ids
 
 

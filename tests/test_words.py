@@ -125,6 +125,22 @@ def test_tables_of_few_places_still_number_words(many, most):
             assert [table.words[n].decode("utf-8") for n in numbers] == GPT2.findall(text)
 
 
+def test_words_that_begin_alike_have_numbers_of_their_own():
+    """Of all lengths, and of the bytes that an empty place in a table could be confused with."""
+    text = "\n".join(letter * n for n in range(1, 40) for letter in ("a", "\0", "ÿ", "\U0010ffff"))
+    table = WordNumbers()
+    for _ in range(2):
+        numbers = table.numbers(text.encode("utf-8"))
+        assert [table.words[n].decode("utf-8") for n in numbers] == GPT2.findall(text)
+    assert len(table.words) == len(set(GPT2.findall(text)))
+
+
+@pytest.mark.parametrize("data", [b"a\xff", b"\xf8\x88\x80\x80\x80 a"])
+def test_bytes_that_are_not_utf8_are_refused(data):
+    with pytest.raises(ValueError, match="UTF-8"):
+        WordNumbers().numbers(data)
+
+
 def test_every_character_is_of_the_kind_that_the_pattern_says():
     """Asked where it matters: each between two letters, spaces, blanks and signs."""
     codes = [*range(0xD800), *range(0xE000, 0x110000, 7)]
