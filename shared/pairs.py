@@ -73,9 +73,7 @@ class LinkedWords:
             left = self.all_token.take(places)
             right = self.all_token.take(self.all_after.take(places), mode="clip")
             inside = (left >= 0) & (right >= 0)
-            of = places[inside], left[inside], right[inside]
-            (left, right), counts, frequent = self.groups(*of)
-            return [((int(left[i]), int(right[i])), int(counts[i]), here) for i, here in frequent]
+            return self.groups(places[inside], left[inside], right[inside])[2]
 
         with ThreadPoolExecutor(n_threads) as threads:
             in_turn = map if n_threads == 1 else threads.map
@@ -169,21 +167,25 @@ class LinkedWords:
         first = before.take(place)
         x, y = tokens.take(first), tokens.take(third)
         has_x, has_y = (x >= 0) & (x != token), y >= 0
-        (x,), x_counts, x_where = self.groups(first[has_x], x[has_x])
-        (y,), y_counts, y_where = self.groups(place[has_y], y[has_y])
-        new = [((int(x[i]), token), int(x_counts[i]), here) for i, here in x_where]
-        new += [((token, int(y[i])), int(y_counts[i]), here) for i, here in y_where]
-        self.where.update((pair, here) for pair, _, here in new)
+        (x,), x_counts, x_frequent = self.groups(first[has_x], x[has_x])
+        (y,), y_counts, y_frequent = self.groups(place[has_y], y[has_y])
+        new = []
+        for (token_x,), count, here in x_frequent:
+            new.append(((token_x, token), count))
+            self.where[token_x, token] = here
+        for (token_y,), count, here in y_frequent:
+            new.append(((token, token_y), count))
+            self.where[token, token_y] = here
         y[y == token] = left  # two new tokens in a row
         old = chain(zip(x.tolist(), repeat(left)), zip(repeat(right), y.tolist()))
         rarer = zip(old, chain(x_counts.tolist(), y_counts.tolist()))
-        return rarer, [(pair, count) for pair, count, _ in new]
+        return rarer, new
 
     def groups(
         self, places: np.ndarray, *tokens: np.ndarray
-    ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, np.ndarray]]]:
+    ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[tuple[int, ...], int, np.ndarray]]]:
         """Group `places` (N,) that have the same `tokens` (N,): the tokens of each group and how
-        often they occur, (groups,); for each frequent group, its number and its places."""
+        often they occur, (groups,); of each frequent group, its tokens, that number, its places."""
         tokens = [column.astype(self.small, copy=False) for column in tokens]
         order = np.lexsort(tokens)  # radix sort
         places, tokens = places.take(order), [column.take(order) for column in tokens]
@@ -194,7 +196,9 @@ class LinkedWords:
         frequent = (counts > self.least).nonzero()[0]
         spans = zip(bounds[frequent].tolist(), bounds[frequent + 1].tolist())
         where = [places[start:end] for start, end in spans]
-        return [c[bounds[:-1]] for c in tokens], counts, list(zip(frequent.tolist(), where))
+        tokens = [column[bounds[:-1]] for column in tokens]
+        of_frequent = zip(*(column[frequent].tolist() for column in tokens))
+        return tokens, counts, list(zip(of_frequent, counts[frequent].tolist(), where))
 
 
 class FrequentPairs:
