@@ -7,7 +7,6 @@ instead, at the end of a line. A corpus that comes with a split of its own keeps
 """
 
 import ast
-import codecs
 import gzip
 import hashlib
 import http.client
@@ -18,6 +17,7 @@ import sysconfig
 import urllib.error
 import urllib.request
 import zlib
+from codecs import utf_8_decode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -117,22 +117,22 @@ def load_corpus(data: str) -> Corpus:
     return _open_corpus(folder, name)
 
 
-def read_pieces(path: str | Path) -> Iterator[str]:
-    """The text of a UTF-8 file, in order, in pieces that may end anywhere.
+def read_pieces(path: str | Path) -> Iterator[bytes]:
+    """The bytes of a UTF-8 file, in order, in pieces that end where a character ends.
 
     UserError if it cannot be read or is not UTF-8; the error gives the place of the first bad byte.
     """
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    rest, offset = b"", 0  # the start of a character that goes on in the next piece
     try:
         with open(path, "rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                undecoded = len(decoder.getstate()[0])
-                yield decoder.decode(piece)
-                offset += len(piece)
-            undecoded = len(decoder.getstate()[0])
-            decoder.decode(b"", final=True)
+            while piece := rest + file.read(PIECE_BYTES):
+                ends = len(piece) == len(rest)
+                # Most pieces are ASCII, and need not be decoded to be checked.
+                whole = len(piece) if piece.isascii() else utf_8_decode(piece, "strict", ends)[1]
+                yield piece[:whole]
+                rest, offset = piece[whole:], offset + whole
     except UnicodeDecodeError as error:
-        place = offset - undecoded + error.start
+        place = offset + error.start
         raise UserError(f"{path} is not UTF-8 text (byte {place:,}): convert it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
@@ -142,7 +142,7 @@ def read_document_pieces(path: str | Path) -> Iterator[tuple[str, bool]]:
     """The documents of a UTF-8 file, in order, in pieces, each with whether a document ends there:
     a document may be larger than memory."""
     rest, held_back = "", len(END_OF_TEXT) - 1  # a separator may span two pieces
-    for piece in read_pieces(path):
+    for piece in map(bytes.decode, read_pieces(path)):
         *documents, rest = (rest + piece).split(END_OF_TEXT)
         yield from ((document, True) for document in documents)
         yield rest[:-held_back], False

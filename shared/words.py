@@ -230,18 +230,16 @@ def character_start(data: bytes, at: int) -> int:
 
 
 def whole_words(
-    texts: Iterable[str], special_tokens: Iterable[str] = (END_OF_TEXT,)
+    texts: Iterable[str | bytes], special_tokens: Iterable[str] = (END_OF_TEXT,)
 ) -> Iterator[bytes]:
     """The `texts`, joined and split again, into UTF-8 pieces of about PIECE bytes that end where a
     word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more."""
     special_tokens = [token.encode("utf-8") for token in special_tokens]
     longest = max(map(len, special_tokens), default=1)
-    rest, size, enough, done, held = [], 0, PIECE, 0, ""
-    for part in (text[i : i + BLOCK] for text in texts for i in range(0, len(text), BLOCK)):
-        part = held + part
-        held = part[-1] if "\ud800" <= part[-1] <= "\udbff" else ""  # half of a character?
-        rest.append(utf8(part[: len(part) - len(held)]))
-        size += len(rest[-1])
+    rest, size, enough, done = [], 0, PIECE, 0
+    for part in in_utf8(texts):
+        rest.append(part)
+        size += len(part)
         if size < enough:
             continue
         data = b"".join(rest)
@@ -254,7 +252,22 @@ def whole_words(
         yield data[:cut]
         rest, size, done = [data[cut:]], len(data) - cut, done + cut
         enough = size + PIECE
-    yield b"".join(rest) + utf8(held)
+    yield b"".join(rest)
+
+
+def in_utf8(texts: Iterable[str | bytes]) -> Iterator[bytes]:
+    """The `texts` as UTF-8, in parts of about BLOCK bytes; of a character above U+FFFF, one text
+    may end with the first surrogate and the next begin with the second."""
+    held = ""
+    for part in (text[i : i + BLOCK] for text in texts for i in range(0, len(text), BLOCK)):
+        if isinstance(part, bytes):
+            yield utf8(held) + part
+            held = ""
+        else:
+            part = held + part
+            held = part[-1] if "\ud800" <= part[-1] <= "\udbff" else ""
+            yield utf8(part[: len(part) - len(held)])
+    yield utf8(held)
 
 
 class WordNumbers:

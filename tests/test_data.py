@@ -152,7 +152,8 @@ def test_documents_survive_any_piece_size(texts, piece_bytes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpora, "PIECE_BYTES", piece_bytes)
         assert list(read_documents(path)) == texts
-        assert "".join(read_pieces(path)) == END_OF_TEXT.join(texts)
+        pieces = [piece.decode("utf-8") for piece in read_pieces(path)]  # each is UTF-8
+        assert "".join(pieces) == END_OF_TEXT.join(texts)
 
 
 def test_a_sample_is_spread_over_the_corpus(tmp_path):
@@ -175,6 +176,8 @@ def test_a_sample_is_spread_over_the_corpus(tmp_path):
         (b"a", "too short"),
         (b"\x89PNG\r\n\xff\xfe", r"is not UTF-8 text \(byte 0\)"),
         (b"fine<|endoftext|>not \xff fine", r"is not UTF-8 text \(byte 21\)"),
+        (b"fine \xe6\xbc", r"is not UTF-8 text \(byte 5\)"),
+        (b"a" * (1 << 20) + b"\xe6 a", r"is not UTF-8 text \(byte 1,048,576\)"),
     ],
 )
 def test_text_that_cannot_be_used_is_refused(tmp_path, content, complaint):

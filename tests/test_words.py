@@ -69,17 +69,19 @@ def test_counts_are_those_of_the_pattern(texts, special_tokens):
     st.lists(TEXTS),
     st.lists(st.sampled_from(["<|a|>", "b b", "a", "aa", "é é"]), unique=True),
     st.integers(1, 30),
+    st.randoms(use_true_random=False),
 )
-def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, size):
+def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, size, chance):
     special = "|".join(sorted(special_tokens, key=len)[::-1]) or "(?!)"
 
     def cut(piece):
         parts = regex.split(f"({special})", piece)
         return [w for i, p in enumerate(parts) for w in ([p] if i % 2 else GPT2.findall(p))]
 
+    given = [chance.choice([text, text.encode("utf-8")]) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "PIECE", size)
-        pieces = list(whole_words(texts, special_tokens))
+        pieces = list(whole_words(given, special_tokens))
     assert [word for piece in pieces for word in cut(piece.decode("utf-8"))] == cut("".join(texts))
 
 
@@ -90,6 +92,7 @@ def test_a_letter_of_two_surrogates_is_not_cut_from_its_word(monkeypatch):
         pieces = list(whole_words(text[i : i + size] for i in range(0, len(text), size)))
         cut = [word for piece in pieces for word in GPT2.findall(piece.decode("utf-8"))]
         assert cut == ["xxxxxxA\U00010400", "!" * 40 + "\ufffd"], size
+    assert b"".join(whole_words(["a\ud801", b"b", "\udc00"])).decode() == "a\ufffdb\ufffd"
 
 
 def test_what_has_no_words_is_refused(monkeypatch):

@@ -170,7 +170,7 @@ class Tokenizer:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         return self.encode_array(text).tolist()
 
-    def encode_pieces(self, texts: Iterable[str], workers: int = 0) -> Iterator[np.ndarray]:
+    def encode_pieces(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
         """The ids of the joined `texts`, in chunks; the texts may be split anywhere.
 
         Long texts are encoded by `workers` processes; 0: one per core.
