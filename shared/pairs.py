@@ -50,7 +50,8 @@ class LinkedWords:
             np.frombuffer(a, a.typecode) for a in (self.token, self.before, self.after, self.times)
         )
         self.all_token[:] = text
-        self.all_token[0] = self.all_token[np.cumsum(lengths)] = -1  # none
+        self.ends = np.cumsum(lengths)  # the place after each word
+        self.all_token[0] = self.all_token[self.ends] = -1  # none
         self.all_before[:] = np.arange(-1, len(text) - 1, dtype=np.int32)
         self.all_after[:] = np.arange(1, len(text) + 1, dtype=np.int32)
         self.all_times[1:] = np.repeat(np.array(counts, self.times.typecode), lengths)
@@ -67,13 +68,15 @@ class LinkedWords:
         self.least, self.where, pairs = least, {}, {}
         parts = PARTS if len(self.token) > LARGE else 1
         n_threads = min(workers or cores(), MOST_THREADS, parts)
+        part_of = (self.all_token & (parts - 1)).astype(np.uint8)  # each place's, by its token
+        part_of[self.all_token < 0] = parts
+        part_of[self.all_before.take(self.ends)] = parts  # a word's last token begins no pair
 
         def of_part(part: int) -> list[tuple[Pair, int, np.ndarray]]:
-            places = np.flatnonzero(self.all_token & (parts - 1) == part).astype(np.int32)
+            places = np.flatnonzero(part_of == part)
             left = self.all_token.take(places)
-            right = self.all_token.take(self.all_after.take(places), mode="clip")
-            inside = (left >= 0) & (right >= 0)
-            return self.groups(places[inside], left[inside], right[inside])[2]
+            right = self.all_token.take(self.all_after.take(places))
+            return self.groups(places.astype(np.int32), left, right)[2]
 
         with ThreadPoolExecutor(n_threads) as threads:
             in_turn = map if n_threads == 1 else threads.map
