@@ -147,11 +147,11 @@ class Tokenizer:
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         words = LinkedWords(*count_words(texts, special_tokens, workers))
-        vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 100
+        vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 1000
         frequent = FrequentPairs([], least, vocab)
         for token in tqdm(range(256, 256 + n_merges), "merging", leave=False):
             while not (best := frequent.pop()) and least:
-                least //= 100  # dividing by 30 is as fast, by 1000 slower
+                least //= 10  # by 100: up to 5 MB of text slower by 4 to 9%, at 200 MB faster by 1%
                 frequent = FrequentPairs(words.pairs(least, workers).items(), least, vocab)
             if not best:
                 break
