@@ -115,7 +115,7 @@ class Tokenizer:
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         first: bytes = bytes(range(256)),
     ) -> None:
-        self.merges, self.first = [(left, right) for left, right in merges], bytes(first)
+        self.merges, self.first = list(map(tuple, merges)), bytes(first)
         self.vocab = [bytes([byte]) for byte in self.first]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
