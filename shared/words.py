@@ -97,9 +97,9 @@ def word_bounds(data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
 def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Set the kind of all bytes of each multi-byte character; return the first and the last byte of
     each that is blank."""
-    byte = np.frombuffer(data + bytes(3), np.uint8)
+    byte = np.frombuffer(data, np.uint8)
     first = np.flatnonzero(byte >= 0xC0)
-    lead, *rest = (byte[first + i].astype(np.int32) for i in range(4))
+    lead, *rest = (byte.take(first + i, mode="clip").astype(np.int32) for i in range(4))
     if (lead > 0xF4).any():
         raise ValueError("bytes that UTF-8 never has: these are not texts")
     size = 2 + (lead >= 0xE0).astype(np.int8) + (lead >= 0xF0)
@@ -129,10 +129,10 @@ def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> Non
 
     `begins` has one element more than `data`, at its end, and `kinds` has two.
     """
-    byte = np.frombuffer(data + bytes(2), np.uint8)
+    byte = np.frombuffer(data, np.uint8)
     at = np.flatnonzero(byte == ord("'"))
     at = at[begins[at] & (kinds[at] == OTHER) & (kinds[at + 1] == LETTER)]  # fixed: neither
-    one, two = byte[at + 1], byte[at + 2]
+    one, two = byte[at + 1], byte.take(at + 2, mode="clip")
     short = at[(one == ord("s")) | (one == ord("t")) | (one == ord("m")) | (one == ord("d"))]
     pairs = ((one == a) & (two == b) for a, b in (b"ll", b"ve", b"re"))
     long = at[np.logical_or.reduce(list(pairs)) & (kinds[at + 2] == LETTER)]
@@ -314,7 +314,8 @@ class WordNumbers:
             found, hit = self.middle.look_up(first, second)
             new = np.flatnonzero(~hit | (lengths > 16))
             found[new] = self.ask(block, starts[new], lengths[new], first[new], second[new])
-            self.short.put(found[lengths <= 8], first[lengths <= 8])
+            short = np.flatnonzero(lengths <= 8)
+            self.short.put(found[short], first[short])
             numbers[missed] = found
         return numbers
 
@@ -498,7 +499,7 @@ class Rows:
     def __init__(self, dtype: np.dtype) -> None:
         self.count, self.used = 0, 0
         self.ids, self.firsts = np.zeros((2, 1), dtype)
-        self.starts, self.lengths = np.zeros((2, 1), np.int64)
+        self.starts, self.lengths = np.zeros(1, np.int64), np.zeros(1, np.int32)
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Add rows of `lengths` (N,), whose concatenated ids are (sum of lengths,)."""
