@@ -78,7 +78,10 @@ def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, 
         parts = regex.split(f"({special})", piece)
         return [w for i, p in enumerate(parts) for w in ([p] if i % 2 else GPT2.findall(p))]
 
-    given = [chance.choice([text, text.encode("utf-8")]) for text in texts]
+    given = []
+    for text in texts:
+        data, at = text.encode("utf-8"), chance.randint(0, 20)  # bytes also inside a character
+        given += chance.choice([[text], [data[:at], data[at:]]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "PIECE", size)
         pieces = list(whole_words(given, special_tokens))
