@@ -284,6 +284,7 @@ class WordNumbers:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
 
         Each span in `fixed`, (M, 2) starts and ends, is a word of its own, with number -1.
+        ValueError if a byte is one that UTF-8 never has: words are filled up with it.
         """
         found, start = [np.zeros(0, np.int32)], 0
         moved = partial(start_of_span, spans=fixed)

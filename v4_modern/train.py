@@ -171,7 +171,7 @@ class Tokenizer:
         return self.encode_array(text).tolist()
 
     def encode_pieces(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
-        """The ids of the joined `texts`, in chunks; the texts may be split anywhere.
+        """The ids of the joined `texts` (bytes: UTF-8), in chunks; they may be split anywhere.
 
         Long texts are encoded by `workers` processes; 0: one per core.
         """
