@@ -127,7 +127,7 @@ def read_pieces(path: str | Path) -> Iterator[bytes]:
         with open(path, "rb") as file:
             while piece := rest + file.read(PIECE_BYTES):
                 ends = len(piece) == len(rest)
-                # Most pieces are ASCII, and need not be decoded to be checked.
+                # ASCII need not be decoded to be checked.
                 whole = len(piece) if piece.isascii() else utf_8_decode(piece, "strict", ends)[1]
                 yield piece[:whole]
                 rest, offset = piece[whole:], offset + whole
