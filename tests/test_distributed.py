@@ -86,7 +86,7 @@ def errors(ends) -> list[str]:
 def state(folder) -> tuple[list[float], dict]:
     """The losses of all steps of a run without a row of them, and its weights."""
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return saved["progress"]["losses"], saved["states"][0]
+    return saved["progress"]["losses"], saved["model"]
 
 
 def assert_close(left, right):

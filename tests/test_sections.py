@@ -63,7 +63,7 @@ def test_neighbours_share_what_their_idea_leaves():
 
 def test_files_stay_short():
     lengths = {name: len(source(name).splitlines()) for name in VERSIONS}
-    assert lengths["v0_bigram"] <= 300
+    assert lengths["v0_bigram"] <= 320
     assert lengths["v4_modern"] <= 800
     assert max(len(line) for name in VERSIONS for line in source(name).splitlines()) <= 100
 

@@ -157,7 +157,7 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
     for out in (tmp_path / "learned", tmp_path / "given"):
         steps = json.loads((out / "summary.json").read_text())["steps"]
         v4.main(["--resume", "--out", str(out), "--steps", str(steps + 2)])
-        states.append(torch.load(out / "checkpoint.pt", weights_only=True)["states"][0])
+        states.append(torch.load(out / "checkpoint.pt", weights_only=True)["model"])
     assert (tmp_path / "given/tokenizer.json").read_bytes() == (
         tmp_path / "learned/tokenizer.json"
     ).read_bytes()

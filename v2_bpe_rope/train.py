@@ -386,12 +386,22 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
-    run.write_checkpoint(run.model, *run.optimizers)
+    run.write_checkpoint(
+        {
+            "run": run.identity,  # the options that define it, its tokenizer and its text
+            "progress": run.progress(),  # steps, seconds, rows of metrics.jsonl
+            "model": run.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        }
+    )
 
 
 def load_checkpoint(run: Run) -> None:
     """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
-    run.read_checkpoint(run.model, *run.optimizers)
+    with run.read_checkpoint() as saved:  # then the progress is restored, too
+        run.model.load_state_dict(saved["model"])
+        for i, optimizer in enumerate(run.optimizers):  # none when sampling
+            optimizer.load_state_dict(saved["optimizers"][i])
 
 
 # ---- 13. Training loop ----
