@@ -573,7 +573,7 @@ class Muon(torch.optim.Optimizer):
                     state["means"] = torch.zeros_like(grads)
                 means = state["means"].lerp_(grads, 1 - group["momentum"])
                 ahead = grads.lerp_(means, group["momentum"])  # Nesterov momentum
-                updates = distributed.shared_out(orthogonalize, ahead).unbind()
+                updates = orthogonalize(ahead).unbind()
                 scale = sqrt(max(1, rows / columns))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
