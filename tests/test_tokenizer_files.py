@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_errors import complaint
 
-from shared import tokenizer_files as files
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
+from v4_modern import tokenizer_files as files
 
 v4 = load_version("v4_modern")
 Tokenizer = v4.Tokenizer

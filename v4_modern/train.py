@@ -1,6 +1,6 @@
 """v4: what today's models are made of, down to their loss and their optimizers.
 
-New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13): v2's merges again, by delta-BPE, with
+New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14): v2's merges, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
 fused grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
 clipping from scratch; mixed precision; generation with a key-value cache.
@@ -33,9 +33,8 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.decoding import Reader
-from shared.files import UserError, json_sha256, read_tokenizer, write_json
+from shared.files import UserError, json_sha256, read_json, read_tokenizer, write_json
 from shared.functions import attention, nats_of, rms_norm
-from shared.model_files import load_weights
 from shared.model_table import print_model
 from shared.pairs import FrequentPairs, LinkedWords, PairRanks, every_other, no_garbage_collection
 from shared.run import Run
@@ -49,6 +48,9 @@ from shared.tokens import (
 )
 from shared.words import WordIds, whole_words
 from shared.workers import count_words, encode_texts
+from v4_modern.model_files import load_weights
+from v4_modern.options import parse
+from v4_modern.tokenizer_files import load_hugging_face
 
 
 # ---- 1. Config ----
@@ -207,7 +209,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
+        """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
+        if "kind" not in read_json(path):  # every version's own file has one
+            return load_hugging_face(cls, path)
 
         def build(saved: dict) -> "Tokenizer":
             return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
@@ -762,7 +766,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = command_line.parse(Config, arguments)
+        config = parse(Config, arguments)  # v4's: --init-from, --tokenizer
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:
