@@ -46,7 +46,7 @@ from benchmarks.common import (
 from shared.command_line import clear_errors, parse_options, print_text
 from shared.corpora import END_OF_TEXT, load_corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
-from shared.run import Run, machine_facts, tensors_in
+from shared.run import Run, all_finite, machine_facts
 
 SIZES = {  # of a run of seconds; a version takes those that it knows
     "vocab_size": 300,
@@ -384,7 +384,7 @@ def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials
             status, _, errors = call(subject, subject.arguments(out))
         saved = torch.load(out / "checkpoint.pt", weights_only=True)
         lost = one_line_lacks(status, errors, "step")
-        if not all(tensor.isfinite().all() for tensor in tensors_in(saved["states"])):
+        if not all_finite(saved):
             lost = "a checkpoint of weights that are not finite"
         if saved["progress"]["step"] != at // 3 * 3:
             lost = f"the checkpoint of step {at // 3 * 3}"

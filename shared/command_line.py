@@ -23,8 +23,6 @@ from tqdm import tqdm
 from shared import distributed
 from shared.corpora import DOWNLOADS, END_OF_TEXT, cache_folder
 from shared.files import UserError, lock, need_package, need_writable, read_json
-from shared.model_files import read_sizes
-from shared.tokenizer_files import load_hugging_face
 from shared.tokens import Tokenizer
 
 tqdm.pos = 0  # or a bar half built when a signal came would fail when it is deleted
@@ -47,23 +45,21 @@ OUT_OF_MEMORY = "out of memory", "can't allocate memory", "ALLOC_FAILED"
 SMALLEST, LARGEST = 1e-37, {int: 2**63 - 1, float: 1e38}  # what int64 and float32 can hold
 
 
-def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
+def parse(
+    config_class: type[ConfigType],
+    arguments: Sequence[str] | None,
+    default: ConfigType | None = None,
+) -> ConfigType:
     """The config that `arguments` (None: those of the process) ask for.
 
-    With --resume or --sample, options not given are taken from the run in --out; with --init-from,
-    the model's sizes are taken from that model.
+    Options not given are those of `default` or, with --resume or --sample, of the run in --out.
     """
-    config = parse_options(config_class, arguments)
+    config = parse_options(config_class, arguments, default)
     out = os.path.expanduser(config.out)
     if config.resume or config.sample:
         kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
-        config = _with_beginning_of(kept, config)
-    elif getattr(config, "init_from", ""):
-        config = _with_sizes_of(whole_path(config.init_from), config_class, arguments)
-    elif getattr(config, "tokenizer", ""):
-        config = _with_tokenizer(whole_path(config.tokenizer), config_class, arguments)
     if config.data not in ("pydocs", *DOWNLOADS):
         path = whole_path(config.data)
         if not config.sample and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
@@ -80,44 +76,6 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
 def whole_path(name: str) -> str:
     """The path that `name` stands for here and now: --resume may come from another folder."""
     return os.path.realpath(os.path.expanduser(name)) if name else ""
-
-
-def _with_beginning_of(kept: ConfigType, config: ConfigType) -> ConfigType:
-    """`config` with the model and the tokenizer that the run `kept` began with."""
-    for name in {"init_from", "tokenizer"} & vars(config).keys():
-        if whole_path(getattr(config, name)) != getattr(kept, name):
-            began = f"began with {getattr(kept, name) or 'its own'}"
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} {getattr(config, name)}: the run in {kept.out} {began}")
-        config = replace(config, **{name: getattr(kept, name)})
-    return config
-
-
-def _with_sizes_of(
-    folder: str, config_class: type[ConfigType], arguments: Sequence[str] | None
-) -> ConfigType:
-    """The config that `arguments` ask for, with the sizes of the model in `folder`."""
-    sizes = read_sizes(folder)
-    config = parse_options(config_class, arguments, config_class(init_from=folder, **sizes))
-    if whole_path(config.out) == folder:
-        raise UserError(f"--out {config.out} is the folder of --init-from: name another one")
-    for name in sizes.keys() - {"context_length"}:  # the only one that may differ
-        if getattr(config, name) != sizes[name]:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} {getattr(config, name)}: the model has {sizes[name]}")
-    if config.tokenizer:
-        raise UserError("--tokenizer: the model of --init-from has its own")
-    return replace(config, init_from=folder)
-
-
-def _with_tokenizer(
-    path: str, config_class: type[ConfigType], arguments: Sequence[str] | None
-) -> ConfigType:
-    """The config that `arguments` ask for, with the tokenizer in `path` and no size for it."""
-    config = parse_options(config_class, arguments, config_class(vocab_size=0))
-    if config.vocab_size:
-        raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
-    return replace(config, tokenizer=path)
 
 
 def _check_folder(out: Path) -> None:
@@ -332,23 +290,16 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def given_tokenizer(tokenizer_class: type[T], config: Any) -> T | None:  # noqa: ANN401
-    """With --resume, the tokenizer of the resumed run; with --init-from, that of the model; with
-    --tokenizer, that one."""
+    """The tokenizer that a run need not train: its own if it is resumed, or that of --tokenizer."""
     if config.resume:
-        return tokenizer_class.load(Path(config.out) / "tokenizer.json")
-    if folder := getattr(config, "init_from", ""):
-        return load_tokenizer(tokenizer_class, Path(folder) / "tokenizer.json")
+        return load_tokenizer(tokenizer_class, Path(config.out) / "tokenizer.json")
     path = getattr(config, "tokenizer", "")
     return load_tokenizer(tokenizer_class, path) if path else None
 
 
 def load_tokenizer(tokenizer_class: type[T], path: str | Path) -> T:
-    """The tokenizer in a tokenizer.json, ours or Hugging Face's; UserError if it is none, or has no
-    `<|endoftext|>`."""
-    if Path(path).exists() and not Path(path).is_file():  # it is read twice, as no pipe can be
-        raise UserError(f"{path} is not a file")
-    is_ours = "kind" in read_json(path)
-    tokenizer = tokenizer_class.load(path) if is_ours else load_hugging_face(tokenizer_class, path)
+    """The tokenizer in `path`; UserError if it has no `<|endoftext|>`."""
+    tokenizer = tokenizer_class.load(path)
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise UserError(f"{path} has no {END_OF_TEXT}, which separates documents here")
     return tokenizer

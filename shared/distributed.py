@@ -7,9 +7,9 @@ gradients are averaged over all processes, so that the weights stay equal. Only 
 writes and prints; while it works alone, the others wait. Started without torchrun, a process is the
 first and only one, and nothing here has a cost.
 
-Everything that processes exchange besides gradients and optimizer updates goes through their CPUs,
-over a process group of its own. On GPUs, gradients and updates use NCCL, which times out after ten
-minutes; waiting for a tokenizer may take longer, and must not make a GPU wait for its CPU.
+All that processes exchange besides gradients goes through their CPUs, over a process group of its
+own. On GPUs, gradients use NCCL, which times out after ten minutes; waiting for a tokenizer may
+take longer, and must not make a GPU wait for its CPU.
 """
 
 import os
@@ -202,17 +202,3 @@ def averaging(model: nn.Module, now: bool) -> AbstractContextManager:
     """Context for the forward pass of a replica: its backward pass averages the gradients `now`, or
     only accumulates them for a later one."""
     return nullcontext() if now or processes() == 1 else model.no_sync()
-
-
-def shared_out(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
-    """`function(stack)` of matrices (N, rows, columns), which it must treat independently; every
-    process computes its share of them, and all get all results."""
-    n = processes() if dist.is_initialized() else 1  # --print-model works alone
-    if n == 1:
-        return function(stack)
-    each = -(-len(stack) // n)
-    filled = torch.cat((stack, stack.new_zeros(each * n - len(stack), *stack.shape[1:])))
-    mine = function(filled[rank() * each :][:each]).contiguous()
-    results = [torch.empty_like(mine) for _ in range(n)]
-    dist.all_gather(results, mine)
-    return torch.cat(results)[: len(stack)]

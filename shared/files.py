@@ -108,6 +108,8 @@ def json_sha256(value: Any) -> str:  # noqa: ANN401
 
 def read_json(path: str | Path) -> dict:
     """The JSON object in `path`; UserError if there is none."""
+    if Path(path).exists() and not Path(path).is_file():  # no pipe: some files are read twice
+        raise UserError(f"{path} is not a file")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

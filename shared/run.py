@@ -21,6 +21,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -116,42 +117,44 @@ class Run:
 
     # -- checkpoints --
 
-    def write_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
-        """Write the states of `parts` and the progress of the run; after a signal, exit here.
+    def progress(self) -> dict[str, Any]:
+        """What a resumed run goes on from besides its weights, all of it in numbers."""
+        names = "step", "seconds", "losses", "rows"
+        return {name: getattr(self, name) for name in names}
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write `state` to checkpoint.pt; after a signal, exit here.
 
         The previous checkpoint stays until this one is complete and on disk, and for good if the
         weights are no longer finite.
         """
         if distributed.is_first():
-            self._write_checkpoint(parts)
+            self._check_folder()
+            if not all_finite(state):
+                raise UserError(
+                    f"the weights are not finite after step {self.step}: lower the learning rates "
+                    "and start again; the last checkpoint is kept"
+                )
+            try:
+                with atomic_write(self.checkpoint) as file:
+                    torch.save(state, file)
+            except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
+                system = error if isinstance(error, OSError) else error.__context__
+                reason = getattr(system, "strerror", None) or "is the disk full?"
+                raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
         if stop := distributed.highest(self.signal):
             self.bar.close()
             line = f"stopped at step {self.step:,}, saved; --resume --out {self.out} continues"
             print(line, file=sys.stderr)
             sys.exit(128 + stop)
 
-    def _write_checkpoint(self, parts: Sequence[torch.nn.Module | torch.optim.Optimizer]) -> None:
-        self._check_folder()
-        progress = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
-        progress["rows"] = self.rows
-        states = [part.state_dict() for part in parts]
-        if not all(tensor.isfinite().all() for tensor in tensors_in(states)):
-            raise UserError(
-                f"the weights are not finite after step {self.step}: lower the learning rates and "
-                "start again; the last checkpoint is kept"
-            )
-        try:
-            with atomic_write(self.checkpoint) as file:
-                torch.save({"run": self.identity, "progress": progress, "states": states}, file)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
-            system = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(system, "strerror", None) or "is the disk full?"
-            raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
+    @contextmanager
+    def read_checkpoint(self) -> Iterator[dict[str, Any]]:
+        """The state in checkpoint.pt, for a block that restores the model and optimizers from it;
+        after the block, the progress is restored.
 
-    def read_checkpoint(self, *parts: torch.nn.Module | torch.optim.Optimizer) -> None:
-        """Restore `parts` and the run's progress; further parts in the checkpoint are ignored.
-
-        UserError if there is no checkpoint, or if it is from another run or damaged.
+        UserError if there is no checkpoint, if it is from another run or damaged, or if restoring
+        fails in any way.
         """
         path = self.checkpoint
         if not path.exists():
@@ -163,29 +166,30 @@ class Run:
                     if damaged := archive.testzip():
                         raise UserError(f"{path} is damaged (in {damaged})")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-            for name, value in self.identity.items():
-                if name not in FREE_OPTIONS and value is not None and saved["run"][name] != value:
-                    theirs, ours = f"{name.replace('_', '-')} {saved['run'][name]}", value
-                    if name == "corpus":
-                        theirs, ours = "another text", f"what {self.config.data} holds now"
-                    raise UserError(
-                        f"{path} is of a run with {theirs}, not {ours}: use the same, or start a "
-                        "new run with another --out"
-                    )
-            progress, states = saved["progress"], saved["states"]
-            check_progress(progress)
-            if len(states) < len(parts) or not all(x.isfinite().all() for x in tensors_in(states)):
-                raise ValueError("weights are missing or not finite")
-            for part, state in zip(parts, states):
-                part.load_state_dict(state)
-            self.step, self.seconds = progress["step"], progress["seconds"]
-            self.losses, self.rows = progress["losses"], progress["rows"]
+            self._check_identity(saved["run"])
+            progress = checked_progress(saved["progress"])
+            if not all_finite(saved):
+                raise ValueError("weights are not finite")
+            yield saved
+            vars(self).update(progress)
         except UserError:
             raise
         except Exception as error:  # a damaged file can fail in any way
             other = "" if "context_length" in self.identity else ", or of another --context-length"
             kind = type(error).__name__
             raise UserError(f"{path} is not a whole checkpoint{other} ({kind})") from None
+
+    def _check_identity(self, saved: dict) -> None:
+        """UserError unless `saved` is the identity of this run."""
+        for name, value in self.identity.items():
+            if name not in FREE_OPTIONS and value is not None and saved[name] != value:
+                theirs, ours = f"{name.replace('_', '-')} {saved[name]}", value
+                if name == "corpus":
+                    theirs, ours = "another text", f"what {self.config.data} holds now"
+                raise UserError(
+                    f"{self.checkpoint} is of a run with {theirs}, not {ours}: use the same, or "
+                    "start a new run with another --out"
+                )
 
     # -- training --
 
@@ -594,23 +598,23 @@ def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
             events.add_scalar(name, value, row["step"])
 
 
-def check_progress(progress: dict) -> None:
-    """ValueError unless each part of it is what `write_checkpoint` wrote."""
+def checked_progress(progress: dict) -> dict:
+    """`progress`; ValueError unless each part of it is what `Run.progress` returned."""
     numbers = progress["seconds"], *progress["losses"]
     whole = type(progress["step"]) is int and progress["step"] >= 0
     whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
     whole &= all(type(row.get("step")) is int for row in progress["rows"])
     if not whole:
         raise ValueError("not the progress of a run")
+    return {name: progress[name] for name in ("step", "seconds", "losses", "rows")}
 
 
-def tensors_in(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """The tensors in nested dicts and lists."""
+def all_finite(state: Any) -> bool:  # noqa: ANN401
+    """Whether all numbers in all tensors of nested dicts and lists are finite."""
     if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, dict | list):
-        for part in state.values() if isinstance(state, dict) else state:
-            yield from tensors_in(part)
+        return bool(state.isfinite().all())
+    parts = state.values() if isinstance(state, dict) else state
+    return not isinstance(state, dict | list) or all(map(all_finite, parts))
 
 
 def draw_loss(rows: list[dict], picture: Path, title: str) -> None:

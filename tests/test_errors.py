@@ -276,8 +276,10 @@ def test_a_run_that_another_renamed_before_it_was_locked(tmp_path, monkeypatch):
         lambda saved: saved["progress"].update(seconds=None),
         lambda saved: saved["progress"].update(losses=["a"]),
         lambda saved: saved["progress"].update(rows=[1]),
-        lambda saved: saved["states"].pop(),
-        lambda saved: next(iter(saved["states"][0].values())).fill_(math.nan),
+        lambda saved: saved["optimizers"].pop(),
+        lambda saved: saved.pop("optimizers"),
+        lambda saved: saved["model"].popitem(),
+        lambda saved: next(iter(saved["model"].values())).fill_(math.nan),
     ],
 )
 def test_a_checkpoint_of_wrong_values(change, capsys, finished_runs, tmp_path):

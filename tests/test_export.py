@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from benchmarks.common import open_run
-from shared import model_files
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json
+from v4_modern import model_files
+from v4_modern.options import parse
 
 logging.disable_progress_bar()
 v4 = load_version("v4_modern")
@@ -243,10 +244,10 @@ def test_the_model_to_begin_from_is_not_overwritten(folders, corpus_file, capsys
 
 def test_a_context_other_than_the_models(folders):
     arguments = ["--init-from", str(folders[1]), "--context-length", "20"]
-    config = v4.command_line.parse(v4.Config, arguments)
+    config = parse(v4.Config, arguments)
     assert (config.context_length, config.n_kv_heads, config.vocab_size) == (20, 2, 300)
     with pytest.raises(UserError, match="is not there"):
-        v4.command_line.parse(v4.Config, ["--init-from", str(folders[0] / "nothing")])
+        parse(v4.Config, ["--init-from", str(folders[0] / "nothing")])
 
 
 def test_what_changes_logits_is_fixed():

@@ -74,7 +74,7 @@ def test_a_difference_is_seen_and_named(finished, tmp_path):
     other = shutil.copytree(finished, tmp_path / "other")
     assert difference(finished, other) == ""
     checkpoint = torch.load(other / "checkpoint.pt", weights_only=True)
-    next(iter(checkpoint["states"][0].values())).view(-1)[0] += 1e-6
+    next(iter(checkpoint["model"].values())).view(-1)[0] += 1e-6
     torch.save(checkpoint, other / "checkpoint.pt")
     *rows, _ = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "metrics.jsonl").write_text("".join(rows))

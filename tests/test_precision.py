@@ -40,7 +40,7 @@ def test_bfloat16_learns_what_float32_does(corpus_file, tmp_path):
         assert summary["dtype"] == dtype
         scores[dtype] = summary["bits_per_byte"]
         saved = torch.load(tmp_path / dtype / "checkpoint.pt", weights_only=True)
-        assert {tensor.dtype for tensor in saved["states"][0].values()} == {torch.float32}
+        assert {tensor.dtype for tensor in saved["model"].values()} == {torch.float32}
     assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.02)  # of 8 bits
     assert scores["bfloat16"] != scores["float32"]
 

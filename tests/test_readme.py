@@ -50,6 +50,7 @@ def as_python_runs(folder: Path, arguments: list[str]) -> None:
     What tests import counts as from there, too.
     """
     ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"shared", "benchmarks", "train"}
+    ours |= set(VERSIONS)
     for name in list(sys.modules):
         if name.split(".")[0] in ours:
             del sys.modules[name]
@@ -163,6 +164,9 @@ def with_v5(copy):
     banner = "# ---- 7. Model: feed-forward ----"
     assert banner in code
     path.write_text(header + code[1:].replace(banner, f"# Mine.\n\n{banner}"), encoding="utf-8")
+    for path in (copy / "v5_yours").glob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        path.write_text(code.replace("from v4_modern", "from v5_yours"), encoding="utf-8")
     return copy
 
 

@@ -63,18 +63,20 @@ def test_neighbours_share_what_their_idea_leaves():
 
 def test_files_stay_short():
     lengths = {name: len(source(name).splitlines()) for name in VERSIONS}
-    assert lengths["v0_bigram"] <= 300
+    assert lengths["v0_bigram"] <= 320
     assert lengths["v4_modern"] <= 800
     assert max(len(line) for name in VERSIONS for line in source(name).splitlines()) <= 100
 
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_no_version_imports_another(name):
+    """Only what stands beside it in its own folder, and that imports no version."""
     for node in ast.walk(ast.parse(source(name))):
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module] if isinstance(node, ast.ImportFrom) else []
         for module in modules:
-            assert not re.match(r"v\d|benchmarks|tests", module)
+            beside = module.startswith(f"{name}.") and module != f"{name}.train"
+            assert beside or not re.match(r"v\d|benchmarks|tests", module)
 
 
 def test_shared_imports_nothing_of_the_versions():

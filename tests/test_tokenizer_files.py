@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_errors import complaint
 
-from shared import tokenizer_files as files
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
+from v4_modern import tokenizer_files as files
 
 v4 = load_version("v4_modern")
 Tokenizer = v4.Tokenizer
@@ -157,7 +157,7 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
     for out in (tmp_path / "learned", tmp_path / "given"):
         steps = json.loads((out / "summary.json").read_text())["steps"]
         v4.main(["--resume", "--out", str(out), "--steps", str(steps + 2)])
-        states.append(torch.load(out / "checkpoint.pt", weights_only=True)["states"][0])
+        states.append(torch.load(out / "checkpoint.pt", weights_only=True)["model"])
     assert (tmp_path / "given/tokenizer.json").read_bytes() == (
         tmp_path / "learned/tokenizer.json"
     ).read_bytes()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
+from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
 from shared.files import read_tokenizer, write_json
 from shared.model_table import print_model
@@ -313,12 +314,22 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
-    run.write_checkpoint(run.model, *run.optimizers)
+    run.write_checkpoint(
+        {
+            "run": run.identity,  # the options that define it, its tokenizer and its text
+            "progress": run.progress(),  # steps, seconds, rows of metrics.jsonl
+            "model": run.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        }
+    )
 
 
 def load_checkpoint(run: Run) -> None:
     """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
-    run.read_checkpoint(run.model, *run.optimizers)
+    with run.read_checkpoint() as saved:  # then the progress is restored, too
+        run.model.load_state_dict(saved["model"])
+        for i, optimizer in enumerate(run.optimizers):  # none when sampling
+            optimizer.load_state_dict(saved["optimizers"][i])
 
 
 # ---- 13. Training loop ----
@@ -365,7 +376,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = command_line.parse(Config, arguments)
+        config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:

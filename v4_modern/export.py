@@ -3,7 +3,7 @@
     python v4_modern/export.py runs/v4_modern my_model
 
 v4's block is Qwen3's, so nothing has to be converted: sizes, weights and tokens only get the names
-and files that transformers expects (shared/model_files.py, shared/tokenizer_files.py). For the way
+and files that transformers expects (model_files.py and tokenizer_files.py beside this). For the way
 back, `python v4_modern/train.py --init-from my_model` starts from such a folder.
 """
 
@@ -20,9 +20,9 @@ from train import VERSION, Config, LanguageModel, Tokenizer, load_checkpoint
 from shared import command_line
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json, write_text
-from shared.model_files import qwen3_config, save_weights
 from shared.run import Run
-from shared.tokenizer_files import save_hugging_face
+from v4_modern.model_files import qwen3_config, save_weights
+from v4_modern.tokenizer_files import save_hugging_face
 
 
 @dataclass

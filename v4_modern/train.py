@@ -34,8 +34,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import command_line, distributed, fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
-from shared.files import UserError, read_tokenizer, write_json
-from shared.model_files import load_weights
+from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
 from shared.text import whole_words
@@ -46,6 +45,9 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+from v4_modern.model_files import load_weights
+from v4_modern.options import parse
+from v4_modern.tokenizer_files import load_hugging_face
 
 
 # ---- 1. Config ----
@@ -279,7 +281,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
+        """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
+        if "kind" not in read_json(path):  # every version's own file has one
+            return load_hugging_face(cls, path)
 
         def build(saved: dict) -> "Tokenizer":
             return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
@@ -698,12 +702,22 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
 # ---- 12. Checkpoint ----
 def save_checkpoint(run: Run) -> None:
     """Save all that `run` needs to resume; the old checkpoint stays until this one is complete."""
-    run.write_checkpoint(run.model, *run.optimizers)
+    run.write_checkpoint(
+        {
+            "run": run.identity,  # the options that define it, its tokenizer and its text
+            "progress": run.progress(),  # steps, seconds, rows of metrics.jsonl
+            "model": run.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        }
+    )
 
 
 def load_checkpoint(run: Run) -> None:
     """Restore `run` from its checkpoint; UserError if that is damaged or from another run."""
-    run.read_checkpoint(run.model, *run.optimizers)
+    with run.read_checkpoint() as saved:  # then the progress is restored, too
+        run.model.load_state_dict(saved["model"])
+        for i, optimizer in enumerate(run.optimizers):  # none when sampling
+            optimizer.load_state_dict(saved["optimizers"][i])
 
 
 # ---- 13. Training loop ----
@@ -772,7 +786,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = command_line.parse(Config, arguments)
+        config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:
