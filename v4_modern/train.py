@@ -286,7 +286,7 @@ class Tokenizer:
             return load_hugging_face(cls, path)
 
         def build(saved: dict) -> "Tokenizer":
-            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
+            return cls(saved["merges"], saved["special_tokens"], saved["first"])
 
         return read_tokenizer(path, "delta-bpe", build)
 
@@ -512,15 +512,9 @@ class AdamW(torch.optim.Optimizer):
     decay is scaled by the rate."""
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        self, parameters: Iterable, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -535,7 +529,7 @@ class AdamW(torch.optim.Optimizer):
                 state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 # Bias correction, since both averages start at 0 (Kingma and Ba 2015, section 3).
                 correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
-                deviation = (state["square"] / correction2).sqrt_().add_(group["eps"])
+                deviation = (state["square"] / correction2).sqrt_().add_(1e-8)
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcdiv_(state["mean"], deviation, value=-lr / correction1)
 
@@ -573,11 +567,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float = 0.03,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        self, parameters: Iterable, lr: float, weight_decay: float, momentum: float = 0.9
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
