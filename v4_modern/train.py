@@ -30,6 +30,10 @@ from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
+from shared.pairs import FrequentPairs, LinkedWords, PairRanks, every_other, no_garbage_collection
+from shared.words import WordIds, whole_words
+from shared.workers import count_words, encode_texts
+
 from shared import command_line, distributed
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
 from shared.decoding import Reader
@@ -37,7 +41,6 @@ from shared.files import UserError, json_sha256, read_tokenizer, write_json
 from shared.functions import attention, nats_of, rms_norm
 from shared.model_files import load_weights
 from shared.model_table import print_model
-from shared.pairs import FrequentPairs, LinkedWords, PairRanks, every_other, no_garbage_collection
 from shared.run import Run
 from shared.tokens import (
     cached_token_file,
@@ -47,8 +50,6 @@ from shared.tokens import (
     windows_in_order,
     write_token_file,
 )
-from shared.words import WordIds, whole_words
-from shared.workers import count_words, encode_texts
 
 
 # ---- 1. Config ----
