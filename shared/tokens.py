@@ -237,8 +237,8 @@ def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T
 
 def code_of(tokenizer_class: type) -> list[str]:
     """The source code of a class, of its bases, of what they use of their modules, and of each file
-    in shared/ from which they use something."""
-    parts, files, to_do = {}, set(), list(tokenizer_class.__mro__[:-1])  # but object's
+    or package in shared/ from which they use something."""
+    parts, used, to_do = {}, [], list(tokenizer_class.__mro__[:-1])  # but object's
     while to_do:
         part = to_do.pop()
         parts[part] = source = inspect.getsource(part)
@@ -247,7 +247,9 @@ def code_of(tokenizer_class: type) -> list[str]:
         for name, thing in vars(sys.modules[part.__module__]).items():
             if name in names and isinstance(thing, (type, FunctionType)):
                 if thing.__module__.startswith("shared."):
-                    files.add(sys.modules[thing.__module__])
+                    used.append(thing.__module__.split(".")[:2])
                 elif thing.__module__ == part.__module__ and thing not in parts:
                     to_do.append(thing)
+    loaded = list(sys.modules.items())
+    files = [module for name, module in loaded if name.split(".")[:2] in used]
     return sorted([*parts.values(), *map(inspect.getsource, files)])
