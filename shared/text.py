@@ -10,12 +10,14 @@ from shared.files import UserError
 END_OF_TEXT = "<|endoftext|>"
 
 
-def well_formed(text: str) -> str:
-    """`text` with each lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD.
+def well_formed(text: str | bytes) -> str:
+    """`text` (or UTF-8 bytes), with lone surrogates, which UTF-8 cannot encode, replaced by U+FFFD.
 
     A high surrogate followed by a low one becomes the character that the pair stands for. tiktoken
     does the same in both cases.
     """
+    if isinstance(text, bytes):
+        return text.decode("utf-8")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -28,7 +28,8 @@ from shared.command_line import (
 from shared.corpora import read_pieces
 from shared.files import UserError, need_writable
 from shared.text import whole_words
-from v4_modern.train import LONG, Tokenizer
+from shared.tokens import encode_file
+from v4_modern.train import Tokenizer
 
 
 @dataclass
@@ -70,8 +71,8 @@ class Options:
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        out, long = Path(options.out), os.path.getsize(options.source) > LONG
-        kind = fast_bpe.fast(Tokenizer, options.workers) if long else Tokenizer
+        out, is_long = Path(options.out), os.path.getsize(options.source) > fast_bpe.LONG
+        kind = fast_bpe.fast(Tokenizer, options.workers) if is_long else Tokenizer
         if options.tokenizer:
             tokenizer = load_tokenizer(kind, options.tokenizer)
         else:
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
-        count = tokenizer.encode_file(options.source, out)
+        count = encode_file(tokenizer, options.source, out)
         if not options.tokenizer:  # last: until now, an earlier run's two files still match
             tokenizer.save(options.learned)
         tell(f"wrote {count:,} tokens to {out}", options.source, started)

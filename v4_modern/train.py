@@ -33,7 +33,7 @@ from tqdm import tqdm
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line, distributed, fast_bpe
-from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
 from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
@@ -58,7 +58,6 @@ class Config:
     data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
     out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
     vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|> (V)
-    tokenizer_sample_bytes: int = 1_000_000_000  # of training text to learn the merges from
     context_length: int = 128  # tokens per window: how far back the model looks (T)
     width: int = 128  # channels of the residual stream, which every block reads and adds to (C)
     n_layers: int = 3  # transformer blocks
@@ -143,7 +142,10 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str] = (END_OF_TEXT,)
+        cls,
+        texts: Iterable[str | bytes],
+        vocab_size: int,
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
@@ -195,7 +197,7 @@ class Tokenizer:
         return cls(merges, special_tokens)
 
     @classmethod
-    def split(cls, text: str, special: regex.Pattern) -> Iterator[str]:
+    def split(cls, text: str | bytes, special: regex.Pattern) -> Iterator[str]:
         """The words of `text`; special tokens are words of their own."""
         for i, part in enumerate(special.split(well_formed(text))):
             yield from [part] if i % 2 else cls.pattern.findall(part)
@@ -244,7 +246,7 @@ class Tokenizer:
             ids, _ = self.merge(ids, best, 256 + self.ranks[best])
         return ids
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str | bytes) -> list[int]:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         ids = []
         for word in self.split(text, self.special):
@@ -256,12 +258,11 @@ class Tokenizer:
         return ids
 
     def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
-        """The ids of the joined `texts` (bytes: UTF-8), in pieces; they may be split anywhere."""
-        for piece in whole_words(texts, self.special_tokens):
-            yield self.encode(piece.decode("utf-8"))
+        """The ids of the joined `texts` (bytes: UTF-8), which may be split anywhere, in pieces."""
+        return map(self.encode, whole_words(texts, self.special_tokens))
 
-    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the joined `texts`, one by one; only a few megabytes of text are held."""
+    def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
+        """The same one by one; only a few megabytes of text are held."""
         return chain.from_iterable(map(list, self.encode_pieces(texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -292,21 +293,18 @@ class Tokenizer:
 
 
 # ---- 3. Data ----
-LONG = 4_000_000  # bytes of text from which on the same in numpy, on all cores, is worth its start
-
-
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits.
 
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     corpus = load_corpus(config.data)
-    kind = fast_bpe.fast(Tokenizer, config.workers) if corpus.train_bytes > LONG else Tokenizer
-    n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
+    is_long, vocab_size = corpus.train_bytes > fast_bpe.LONG, config.vocab_size
+    kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer
     tokenizer = command_line.given_tokenizer(kind, config) or cached_tokenizer(
         kind,
-        (corpus.sha256, n_bytes, vocab_size),
-        lambda: kind.train(sample_documents(corpus, n_bytes), vocab_size),
+        (corpus.sha256, vocab_size),
+        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
     )
     return tokenizer, corpus, *mapped_splits(corpus, tokenizer)
 
@@ -486,17 +484,14 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        caches: list[Cache] | None = None,
+        self, ids: Tensor, targets: Tensor | None = None, caches: list[Cache] | None = None
     ) -> Tensor:
         """Ids (B, T) -> logits (B, T, V) for the token that follows each; given `targets` (B, T),
         the mean loss, (), instead. With `caches`, one per block, the ids continue those already in
         the caches."""
         x = self.position.embed(self.embedding(ids))  # (B, T, C)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
-            x = block(x, self.position, cache)
+        for i, block in enumerate(self.blocks):
+            x = block(x, self.position, caches[i] if caches else None)
         logits = self.head(self.norm(x))
         return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
@@ -627,7 +622,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack([grad.norm() for grad in grads]).norm()
     for grad in grads:
-        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
+        grad *= (max_norm / (norm + 1e-6)).clamp(max=1)
     return norm
 
 

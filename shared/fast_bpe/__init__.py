@@ -20,9 +20,11 @@ from shared.fast_bpe.encoder import Encoder
 from shared.fast_bpe.pairs import FrequentPairs, LinkedWords, Pair
 from shared.fast_bpe.words import WordCounts
 from shared.fast_bpe.workers import crew, enough_for, shared_out
-from shared.text import PIECE, utf8, whole_words
+from shared.files import UserError
+from shared.text import END_OF_TEXT, PIECE, utf8, whole_words
 
 T = TypeVar("T")
+LONG = 4_000_000  # bytes of text from which on all this is worth its while
 WORTH_COUNTING = 6  # pieces of text from which on workers save more time than they need to start
 
 
@@ -54,6 +56,10 @@ def learn(
     updated. Most pairs are rare and never merge: only those more frequent than `least` are kept;
     when none is left, `least` falls and all are recounted.
     """
+    special_tokens = list(special_tokens)
+    if n_merges < 0:
+        least = 256 + len(special_tokens)
+        raise UserError(f"--vocab-size {least + n_merges} must be at least {least}")
     words = LinkedWords(*count_words(texts, special_tokens, workers))
     vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 1000
     frequent = FrequentPairs([], least, vocab)
@@ -112,11 +118,16 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
             super().__init__(*parts, **named_parts)
             self.encoder = Encoder(self.merges, self.special_tokens, self.first)
 
-        @staticmethod
-        def learn(
-            texts: Iterable[str | bytes], n_merges: int, special_tokens: Iterable[str] = ()
-        ) -> list[Pair]:
-            return learn(texts, n_merges, special_tokens, workers)
+        @classmethod
+        def train(
+            cls,
+            texts: Iterable[str | bytes],
+            vocab_size: int,
+            special_tokens: Iterable[str] = (END_OF_TEXT,),
+        ) -> T:
+            special_tokens = list(dict.fromkeys(special_tokens))
+            n_merges = vocab_size - 256 - len(special_tokens)
+            return cls(learn(texts, n_merges, special_tokens, workers), special_tokens)
 
         def encode(self, text: str) -> list[int]:
             return self.encoder.encode(text).tolist()
