@@ -102,6 +102,8 @@ class Config:
 # ---- 2. Tokenizer ----
 def any_of(special_tokens: Iterable[str]) -> regex.Pattern:
     """A pattern for special tokens; of those that start at the same place, it finds the longest."""
+    if "" in special_tokens:
+        raise ValueError("an empty special token would be everywhere")
     longest_first = sorted(special_tokens, key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
 
