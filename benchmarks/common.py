@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from shared import command_line
+from shared import command_line, fast_bpe
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run, read_rows
@@ -43,6 +43,12 @@ def load_version(name: str, copy: str = "") -> ModuleType:
         sys.modules[key] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[key])
     return sys.modules[key]
+
+
+def kind_of_v4(size: int, cores: int) -> type:
+    """The tokenizer that v4 takes for a text of `size` bytes."""
+    v4 = load_version("v4_modern")
+    return fast_bpe.fast(v4.Tokenizer, cores) if size > fast_bpe.LONG else v4.Tokenizer
 
 
 def pick_versions(names: Sequence[str]) -> list[str]:

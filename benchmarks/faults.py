@@ -215,7 +215,7 @@ def tell_phases() -> None:
         ("corpus", module, "load_corpus"),
         ("tokenizer", module.Tokenizer, "train"),
         ("encoding", module, "encode_splits"),
-        ("encoding", module, "cached_token_file"),
+        ("encoding", module, "mapped_splits"),
         ("step", module, "training_step"),
         ("checkpoint", Run, "write_checkpoint"),
         ("evaluation", module, "evaluate"),

@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from benchmarks.common import load_version, markdown, mean, plus_minus, spread
+from benchmarks.common import kind_of_v4, load_version, markdown, mean, plus_minus, spread
 from benchmarks.trainers import (
     NANOGPT_SHAPE,
     V4,
@@ -85,12 +85,10 @@ class Race:
         cores, taken = torch.get_num_threads(), []
         for _ in range(TOKENIZER_TURNS):
             started = time.perf_counter()
-            tokenizer = load_version(V4).Tokenizer.train(
-                [self.train_text], vocab_size, workers=cores
-            )
+            tokenizer = kind_of_v4(len(self.train_text), cores).train([self.train_text], vocab_size)
             start = np.array([tokenizer.special_tokens[END_OF_TEXT]], np.uint32)
             splits = [
-                np.concatenate([start, *tokenizer.encode_pieces([text], cores)])
+                np.concatenate([start, *tokenizer.encode_pieces([text])])
                 for text in (self.train_text, self.val_text)
             ]
             taken.append(time.perf_counter() - started)

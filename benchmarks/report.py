@@ -87,13 +87,9 @@ def attention_scores(version: str, T: int) -> torch.Tensor | None:
         return None
     config = module.Config()
     position = module.Position(config)
-    same = torch.ones(1, 1, T, config.head_size) / config.head_size**0.5
-    if hasattr(position, "bias"):
-        scores = position.rotate(same) @ position.rotate(same).mT + position.bias(T, same.device)
-        scores = scores[0]
-    else:
-        turned = module.rotate(same.transpose(1, 2), position(0, T)).transpose(1, 2)
-        scores = (turned @ turned.mT)[0]
+    same = torch.ones(1, T, 1, config.head_size) / config.head_size**0.5  # (B, T, H, D)
+    turned = position.rotate(same).transpose(1, 2)
+    scores = (turned @ turned.mT + position.bias(T, same.device))[0]
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     scores = scores.masked_fill(future, float("nan"))
     last = scores[:, -1]

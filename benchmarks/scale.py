@@ -40,7 +40,7 @@ from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
 from shared.files import UserError, json_sha256, read_json, write_json
 from shared.run import machine_facts
 from shared.text import whole_words
-from shared.tokens import open_token_file
+from shared.tokens import encode_file, open_token_file
 
 TASKS = ("train", "encode", "batches")
 NEW_WORDS = 500  # one word in this many is new
@@ -89,7 +89,7 @@ def measure(task: str, text: str, vocab_size: str) -> dict:
         texts = whole_words(read_pieces(text))
         Tokenizer.train(texts, int(vocab_size)).save(tokenizer_file)
     elif task == "encode":
-        Tokenizer.load(tokenizer_file).encode_file(text, token_file)
+        encode_file(Tokenizer.load(tokenizer_file), text, token_file)
     else:
         sha256 = json_sha256(Tokenizer.load(tokenizer_file).to_json())
         tokens, config = open_token_file(token_file, sha256), module.Config()

@@ -41,12 +41,12 @@ from benchmarks.common import (
     check_name,
     check_texts,
     fold,
+    kind_of_v4,
     load_version,
     markdown,
     on_machine,
 )
 from benchmarks.pictures import axes_of, publish
-from shared import fast_bpe
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError, read_json, write_json
@@ -118,12 +118,6 @@ def candidates() -> Iterator[str]:
 
 def train_v2(texts: list[str], vocab_size: int, cores: int) -> object:
     return load_version("v2_bpe_rope").Tokenizer.train(texts, vocab_size)
-
-
-def kind_of_v4(size: int, cores: int) -> type:
-    """The tokenizer that v4 takes for a text of this size."""
-    v4 = load_version("v4_modern")
-    return fast_bpe.fast(v4.Tokenizer, cores) if size > v4.LONG else v4.Tokenizer
 
 
 def train_v4(texts: list[str], vocab_size: int, cores: int) -> object:

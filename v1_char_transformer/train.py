@@ -114,8 +114,8 @@ class Tokenizer:
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
-    corpus = load_corpus(config.data)
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
+    corpus = load_corpus(config.data)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
     return tokenizer, corpus, *encode_splits(corpus, tokenizer)
 

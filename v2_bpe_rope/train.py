@@ -190,9 +190,10 @@ class Tokenizer:
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
-    tokenizer = command_line.given_tokenizer(Tokenizer, config) or cached_tokenizer(
+    tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, n_bytes, vocab_size),
         lambda: Tokenizer.train(sample_documents(corpus, n_bytes), vocab_size),

@@ -291,15 +291,17 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
     is_long, vocab_size = corpus.train_bytes > fast_bpe.LONG, config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer
-    tokenizer = command_line.given_tokenizer(kind, config) or cached_tokenizer(
+    tokenizer = tokenizer or cached_tokenizer(
         kind,
         (corpus.sha256, vocab_size),
         lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
     )
-    return tokenizer, corpus, *mapped_splits(corpus, tokenizer)
+    encoder = kind(tokenizer.merges, tokenizer.special_tokens, tokenizer.first)
+    return tokenizer, corpus, *mapped_splits(corpus, encoder)
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
