@@ -34,10 +34,11 @@ from benchmarks.common import (
     peak_memory,
 )
 from benchmarks.pictures import axes_of, publish
-from shared.command_line import clear_errors, parse_options, print_text
+from shared.command_line import clear_errors, parse_options
 from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
 from shared.files import UserError, json_sha256, read_json, write_json
-from shared.run import machine_facts
+from shared.machine import machine_facts
+from shared.terminal import print_text
 from shared.tokens import open_token_file
 from shared.words import whole_words
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.command_line import pick_dtype, print_text
+from shared.command_line import pick_dtype
 from shared.files import UserError
+from shared.terminal import print_text
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; all blocks are one part
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_version, small_arguments, small_config
@@ -394,14 +395,13 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
         run.config = replace(run.config, dtype="bfloat16")
         assert model_table.share_of_peak(run.model, in_float32, cuda) is None
         run.share_of_peak = model_table.share_of_peak(run.model, run.config, cuda)
-        assert run._speed() == {}
-        for _ in range(4):
-            run.log_step(1.0, 0.1, 0.0)
-        run.seconds = 0.5  # no time but this
-        speed = run._speed()
-        assert speed["tokens_per_second"] == 4 * 64 / 0.5
-        run.seconds, run.step = 1e-9, 1
-        run.timed = 0, 0.0
+        assert run.speed(0, 0.0) == {}
+        for _ in range(2):  # the second time, since the first
+            for _ in range(4):
+                run.log_step(1.0, 0.1, 0.0)
+            run.seconds += 0.5  # no time but this
+            run.log_scores(np.array([0, 97, 98]), 1.0, 2)
+            assert run.rows[-1]["tokens_per_second"] == pytest.approx(4 * 64 / 0.5, rel=0.05)
         config, flops = run.config, 0
         weights = dict(run.model.named_parameters())
         for name, weight in weights.items():
@@ -409,9 +409,9 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
                 flops += 6 * weight.numel()
         T, inner = config.context_length, config.n_heads * config.head_size
         flops += 12 * config.n_layers * inner * T  # attention (Chowdhery et al. 2022, B)
-        assert run._speed()["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
+        assert run.speed(1, 1e-9)["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         monkeypatch.setattr(distributed, "processes", lambda: 4)
-        mfu = run._speed_of(4 * 64e9)["mfu"]  # on four GPUs
+        mfu = run.speed(4, 1e-9)["mfu"]  # on four GPUs
         assert mfu == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         run.metrics_file.close()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import shared.run
 from shared import model_table
-from shared.command_line import print_text
 from shared.model_table import measure
 from shared.run import Run
+from shared.terminal import print_text
 from shared.tokens import decode_pieces
 
 BYTES = load_version("v2_bpe_rope").Tokenizer.train(["no pair twice"], 257)  # a token is a byte
