@@ -30,7 +30,6 @@ from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
-from shared.model_table import share_of_peak
 from shared.run_folder import open_folder
 from shared.terminal import answered, ended_by, print_text, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
@@ -69,7 +68,6 @@ class Run:
     ) -> None:
         self.version, self.config, self.tokenizer = version, config, tokenizer
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
-        self.replica = model
         self.out = Path(config.out).resolve()  # the current folder may be renamed, or be a link
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
         self.device = torch.device(pick_device(config.device))
@@ -83,7 +81,6 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # of the steps since the last row of training loss
         self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
-        self.clock: list[float] = []  # seconds, to measure whether compiling pays off
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the latest ones
         self.signal = 0  # the signal that asked us to stop
@@ -188,8 +185,6 @@ class Run:
         distributed.wait()
         stops = signal.SIGINT, *ended_by()
         self.until_exit.enter_context(answered(stops, self._remember))
-        self.replica = distributed.replica(self.model)
-        self.share_of_peak = share_of_peak(self.model, self.config, self.device)
         self.began = self.step
         self.timed = self.step, self.seconds  # where the last measurement of speed ended
         self._announce()
@@ -294,34 +289,11 @@ class Run:
         if self.device.type == "cpu" or self.step % LOG_EVERY == 0:
             self._read_losses()
         self._show(self.bar.update)
-        if getattr(self.config, "compile", False):
-            self._time_compiled_steps()
         if self.step % LOG_EVERY == 0:
             row = {"step": self.step, "train_loss": sum(self.losses) / len(self.losses)}
             row |= {"learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
             self._append_row(row)
             self.losses = []
-
-    def compile_is_due(self) -> bool:
-        """Whether to compile the model now: after enough steps to time them uncompiled."""
-        return self.config.compile and self.step - self.began == 2 * LOG_EVERY
-
-    def _time_compiled_steps(self) -> None:
-        """Read the clock four times, every LOG_EVERY steps: the first interval is uncompiled, the
-        second includes compiling, the third is compiled. Then print whether that pays off."""
-        if (self.step - self.began) % LOG_EVERY or len(self.clock) == 4:
-            return
-        self._read_losses()  # waits for the GPU
-        self.clock.append(self.seconds)
-        if len(self.clock) == 4 and distributed.is_first():
-            before, compiling, after = np.diff(self.clock) / LOG_EVERY  # seconds a step
-            saved, lost = before - after, LOG_EVERY * (compiling - after)
-            pays = f"pays after {lost / saved:,.0f} steps" if saved > 0 else "does not pay"
-            self._show(
-                self.bar.write,
-                f"compiled in {lost:.0f} s; a step takes {1000 * after:.1f} ms instead of "
-                f"{1000 * before:.1f} ms: {pays}",
-            )
 
     def _read_losses(self) -> None:
         """Read the pending losses, averaged over all processes."""
@@ -380,15 +352,9 @@ class Run:
         distributed.wait()  # the others wait in evaluation_is_due
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
-        """Tokens per second of `steps` that took `seconds` and, if the GPU's peak is known, the
-        fraction of all GPUs' peak that this takes (MFU)."""
-        if not (steps and seconds):
-            return {}
-        rate = steps * self.tokens_a_step / seconds
-        speed = {"tokens_per_second": round(rate, 1)}
-        if self.share_of_peak:
-            speed["mfu"] = round(rate * self.share_of_peak / distributed.processes(), 4)
-        return speed
+        """Tokens per second of `steps` that took `seconds`, as rows and summary have it."""
+        rate = steps * self.tokens_a_step / seconds if seconds else 0
+        return {"tokens_per_second": round(rate, 1)} if rate else {}
 
     def _append_row(self, row: dict) -> None:
         if not distributed.is_first():

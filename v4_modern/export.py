@@ -15,12 +15,11 @@ from typing import Annotated
 import tyro
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-from train import VERSION, Config, LanguageModel, Tokenizer, load_checkpoint
+from train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoint
 
 from shared import command_line
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json, write_text
-from shared.run import Run
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import save_hugging_face
