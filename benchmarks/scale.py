@@ -34,13 +34,14 @@ from benchmarks.common import (
     peak_memory,
 )
 from benchmarks.pictures import axes_of, publish
+from shared import fast_bpe
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
 from shared.files import UserError, json_sha256, read_json, write_json
 from shared.machine import machine_facts
 from shared.terminal import print_text
+from shared.text import whole_words
 from shared.tokens import open_token_file
-from shared.words import whole_words
 
 TASKS = ("train", "encode", "batches")
 NEW_WORDS = 500  # one word in this many is new
@@ -82,14 +83,14 @@ def make_text(path: Path, n_bytes: int) -> None:
 def measure(task: str, text: str, vocab_size: str) -> dict:
     """Run one task in this process: its seconds, its peak memory, and the growth to that peak."""
     module = load_version("v4_modern")
-    Tokenizer = module.Tokenizer
+    Tokenizer = fast_bpe.fast(module.Tokenizer, workers=1)
     tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
     before, started = peak_memory(), time.perf_counter()
     if task == "train":
         texts = whole_words(read_pieces(text))
-        Tokenizer.train(texts, int(vocab_size), workers=1).save(tokenizer_file)
+        Tokenizer.train(texts, int(vocab_size)).save(tokenizer_file)
     elif task == "encode":
-        Tokenizer.load(tokenizer_file).encode_file(text, token_file, workers=1)
+        Tokenizer.load(tokenizer_file).encode_file(text, token_file)
     else:
         sha256 = json_sha256(Tokenizer.load(tokenizer_file).to_json())
         tokens, config = open_token_file(token_file, sha256), module.Config()

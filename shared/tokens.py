@@ -23,6 +23,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import dedent
 from types import FunctionType
@@ -33,7 +34,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from shared.corpora import END_OF_TEXT, PIECE_BYTES, Corpus, cache_folder, read_documents
+from shared.corpora import (
+    END_OF_TEXT,
+    PIECE_BYTES,
+    Corpus,
+    cache_folder,
+    read_documents,
+    read_pieces,
+)
 from shared.files import UserError, atomic_write, json_sha256, write_text
 
 T = TypeVar("T")
@@ -197,18 +205,31 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
     return np.memmap(path, dtype=DTYPES[itemsize], mode="r", offset=HEADER.size, shape=(count,))
 
 
-def cached_token_file(
-    corpus: Corpus, split: Path, tokenizer: Tokenizer, workers: int = 0
-) -> np.ndarray:
-    """The ids of one `split` of `corpus`, memory-mapped; encoded into the cache the first time, by
-    `workers` processes (0: one per core). An edit of the code that encodes gets new ones."""
+def encode_file(tokenizer: Tokenizer, source: str | Path, destination: str | Path) -> int:
+    """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number.
+
+    Both are streamed, so a longer text needs no more memory.
+    """
+    start = [[tokenizer.special_tokens[END_OF_TEXT]]]
+    ids = chain(start, tokenizer.encode_pieces(read_pieces(source)))
+    return write_token_file(
+        destination, ids, tokenizer.vocab_size, json_sha256(tokenizer.to_json())
+    )
+
+
+def mapped_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the training and the validation text, as `encode_splits` has them, but in files
+    of the cache, memory-mapped. An edit of the code that encodes gets new ones."""
     sha256 = json_sha256(tokenizer.to_json())
     encoder = json_sha256([sha256, *code_of(type(tokenizer))])
-    name = f"{split.stem}-{corpus.sha256[:16]}-{encoder[:16]}-v{VERSION}.bin"
-    path = cache_folder() / "tokens" / name
-    if not path.exists():
-        tokenizer.encode_file(split, path, workers)
-    return open_token_file(path, sha256)
+    splits = []
+    for text in (corpus.train, corpus.val):
+        name = f"{text.stem}-{corpus.sha256[:16]}-{encoder[:16]}-v{VERSION}.bin"
+        path = cache_folder() / "tokens" / name
+        if not path.exists():
+            encode_file(tokenizer, text, path)
+        splits.append(open_token_file(path, sha256))
+    return splits[0], splits[1]
 
 
 def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T]) -> T:
@@ -237,8 +258,8 @@ def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T
 
 def code_of(tokenizer_class: type) -> list[str]:
     """The source code of a class, of its bases, of what they use of their modules, and of each file
-    in shared/ from which they use something."""
-    parts, files, to_do = {}, set(), list(tokenizer_class.__mro__[:-1])  # but object's
+    or package in shared/ from which they use something."""
+    parts, used, to_do = {}, [], list(tokenizer_class.__mro__[:-1])  # but object's
     while to_do:
         part = to_do.pop()
         parts[part] = source = inspect.getsource(part)
@@ -247,7 +268,9 @@ def code_of(tokenizer_class: type) -> list[str]:
         for name, thing in vars(sys.modules[part.__module__]).items():
             if name in names and isinstance(thing, (type, FunctionType)):
                 if thing.__module__.startswith("shared."):
-                    files.add(sys.modules[thing.__module__])
+                    used.append(thing.__module__.split(".")[:2])
                 elif thing.__module__ == part.__module__ and thing not in parts:
                     to_do.append(thing)
+    loaded = list(sys.modules.items())
+    files = [module for name, module in loaded if name.split(".")[:2] in used]
     return sorted([*parts.values(), *map(inspect.getsource, files)])

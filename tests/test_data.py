@@ -20,7 +20,7 @@ from conftest import ROOT, load_version, small_config, small_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import shared.words
+import shared.text
 from shared import corpora
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
 from shared.files import UserError, atomic_write, read_json, write_json
@@ -539,7 +539,7 @@ def test_windows_in_order_hold_every_target_once(n, length, count):
 @pytest.mark.parametrize("size", range(100, 113))
 def test_end_of_text_is_not_cut_where_a_piece_of_a_file_ends(size, tmp_path, monkeypatch):
     """Else its characters would be learned as words."""
-    monkeypatch.setattr(shared.words, "PIECE", size)
+    monkeypatch.setattr(shared.text, "PIECE", size)
     source, out = tmp_path / "text.txt", tmp_path / "tokens.bin"
     source.write_text(END_OF_TEXT.join(["ab" * 20] * 20))
     learned, *_ = v4.load_data(v4.Config(data=str(source), vocab_size=1000, workers=1))

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from conftest import load_version, random_model, small_config
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.decoding import Reader
+from shared.functions import attention, rms_norm
 from threadpoolctl import threadpool_info
 
-from shared.decoding import Reader
 from shared.files import UserError
-from shared.functions import attention, rms_norm
 
 v1, v2, v3, v4 = (
     load_version(name) for name in ("v1_char_transformer", "v2_bpe_rope", "v3_alibi", "v4_modern")

@@ -11,7 +11,6 @@ from conftest import load_version, small_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared import pairs
 from shared.corpora import END_OF_TEXT
 from shared.tokens import open_token_file
 
@@ -46,80 +45,6 @@ def merge(word, pair):
         else:
             symbols.append(rest.pop(0))
     return tuple(symbols)
-
-
-def assert_merges_are_v2s(texts, vocab_size, few):
-    """With loops over `few` places, and numpy over more; as for short texts, and as for long ones,
-    whose pairs are counted in threads."""
-    expected = v2.Tokenizer.train(texts, vocab_size).merges
-    for large, workers in ((pairs.LARGE, 1), (0, 1), (0, 2)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pairs, "FEW", few)
-            patch.setattr(pairs, "LARGE", large)
-            assert v4.Tokenizer.train(texts, vocab_size, workers=workers).merges == expected
-
-
-@given(TEXTS, st.integers(257, 300), st.sampled_from([0, 3, pairs.FEW]))
-@example(["aaaa aaa aa a", "abab ababab"], 280, 0)
-@example(["aaaa aaa aa a", "abab ababab"], 280, pairs.FEW)
-@example(PROSE.split(END_OF_TEXT), 400, pairs.FEW)
-def test_deltas_learn_the_merges_of_the_recount(texts, vocab_size, few):
-    assert_merges_are_v2s(texts, vocab_size, few)
-
-
-@given(
-    st.lists(st.text("abc", min_size=1, max_size=8), min_size=6, max_size=9),
-    st.integers(257, 300),
-    st.sampled_from([0, 3, pairs.FEW]),
-)
-def test_rare_pairs_are_counted_when_their_turn_comes(words, vocab_size, few):
-    """Some words are thousands of times as frequent as others, whose pairs come last."""
-    texts = [f" {word}" * 3**i for i, word in enumerate(words)]
-    assert_merges_are_v2s(texts, vocab_size, few)
-
-
-@pytest.mark.parametrize("count", [3, 2**31 - 1, 2**31, 2**40])
-@pytest.mark.parametrize("token", [256, 2**16 + 256])
-@pytest.mark.parametrize("few", [0, pairs.FEW])
-def test_counts_and_tokens_of_any_size(count, token, few, monkeypatch):
-    monkeypatch.setattr(pairs, "FEW", few)
-    words = pairs.LinkedWords([b"ab", b"abc", b"xabc"], [count, count, 1])
-    a, b, c, x = b"abcx"
-    assert words.total == 3 * count + 4 * count + 5
-    assert words.pairs(1) == {(a, b): 2 * count + 1, (b, c): count + 1}
-    rarer, new = map(list, words.merge(a, b, token))
-    assert sorted(rarer) == [((b, c), count + 1), ((x, a), 1)]
-    assert new == [((token, c), count + 1)]
-    assert words.pairs(0) == {(token, c): count + 1, (x, token): 1}
-
-
-PAIRS = st.tuples(st.integers(0, 6), st.integers(0, 6))
-
-
-@given(
-    st.dictionaries(PAIRS, st.integers(1, 9)),
-    st.integers(0, 4),
-    st.lists(st.lists(st.tuples(PAIRS, st.integers(1, 5)), max_size=6), max_size=30),
-)
-def test_the_most_frequent_pair_comes_first_whatever_has_changed(counts, least, turns):
-    """Against a dictionary that is searched every time; 2 and 5 are tokens of the same bytes."""
-    vocab = [b"a", b"b", b"ab", b"", b"aba", b"ab", b"\xff"]
-    counts = {pair: least + count for pair, count in counts.items()}
-    frequent = pairs.FrequentPairs(counts.items(), least, vocab)
-    while found := frequent.pop():
-        most = max(counts.values())
-        equals = [(vocab[a], vocab[b], a, b) for (a, b), count in counts.items() if count == most]
-        assert most > least and found == max(equals)[2:]
-        del counts[found]
-        for pair, change in turns.pop() if turns else []:
-            if pair in counts and change <= counts[pair]:
-                frequent.lower([(pair, change)])
-                counts[pair] -= change
-            elif pair not in counts:
-                frequent.lower([(pair, change)])  # not there: nothing happens
-                counts[pair] = min(change + least, most)
-                frequent.add([(pair, counts[pair])])
-    assert all(count <= least for count in counts.values()) and not frequent.counts
 
 
 @given(TEXTS, st.integers(257, 290))

@@ -1,7 +1,6 @@
 """Words found by numpy are those of GPT-2's pattern, and their numbers never lie."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,9 +8,11 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared import words
+from shared import text as shared_text
+from shared.fast_bpe import words
+from shared.fast_bpe.words import WordCounts, WordNumbers, find_special
 from shared.files import UserError
-from shared.words import Rows, WordCounts, WordIds, WordNumbers, find_special, whole_words
+from shared.text import whole_words
 
 GPT2 = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 NASTY = "  \n\t'stmdlver aZ19.,<|>\x1c\x85\u00a0\u3000🙂é\u0301\0٣漢"
@@ -42,7 +43,6 @@ def test_blocks_do_not_show(texts, size):
     text = " ".join(texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "BLOCK", size)
-        patch.setattr(words, "FIRST_BLOCK", size)
         assert split(text) == GPT2.findall(text)
 
 
@@ -61,8 +61,10 @@ def test_counts_are_those_of_the_pattern(texts, special_tokens):
     together = WordCounts(special_tokens)
     together.add(texts)
     for found in (counts, together):
-        spelled = [word.decode("utf-8") for word in found.numbers.words]
-        assert dict(zip(spelled, found.counts.tolist(), strict=True)) == expected
+        spelled, numbers = found.found()
+        assert (
+            dict(zip([word.decode("utf-8") for word in spelled], numbers, strict=True)) == expected
+        )
 
 
 @given(
@@ -83,13 +85,13 @@ def test_texts_cut_anywhere_are_cut_anew_where_words_end(texts, special_tokens, 
         data, at = text.encode("utf-8"), chance.randint(0, 20)  # bytes also inside a character
         given += chance.choice([[text], [data[:at], data[at:]]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "PIECE", size)
+        patch.setattr(shared_text, "PIECE", size)
         pieces = list(whole_words(given, special_tokens))
     assert [word for piece in pieces for word in cut(piece.decode("utf-8"))] == cut("".join(texts))
 
 
 def test_a_letter_of_two_surrogates_is_not_cut_from_its_word(monkeypatch):
-    monkeypatch.setattr(words, "PIECE", 16)
+    monkeypatch.setattr(shared_text, "PIECE", 16)
     text = "x" * 6 + "A\ud801\udc00" + "!" * 40 + "\ud801"
     for size in range(1, len(text)):
         pieces = list(whole_words(text[i : i + size] for i in range(0, len(text), size)))
@@ -99,8 +101,8 @@ def test_a_letter_of_two_surrogates_is_not_cut_from_its_word(monkeypatch):
 
 
 def test_what_has_no_words_is_refused(monkeypatch):
-    monkeypatch.setattr(words, "PIECE", 100)
-    monkeypatch.setattr(words, "LONGEST_WORD", 1000)
+    monkeypatch.setattr(shared_text, "PIECE", 100)
+    monkeypatch.setattr(shared_text, "LONGEST_WORD", 1000)
     with pytest.raises(UserError, match="from byte 3 on"):
         list(whole_words(["abc ", *["\0" * 50] * 30]))
     assert b"".join(whole_words(["abc ", *["\0" * 50] * 15])) == b"abc " + b"\0" * 750
@@ -118,12 +120,10 @@ def test_what_is_fixed_is_a_word_of_its_own(before, special, between, after):
 
 
 @given(st.lists(st.lists(st.text(max_size=20), min_size=1), max_size=4), st.sampled_from([2, 64]))
-def test_tables_of_few_places_still_number_words(many, most):
-    """Of words that want the same place, one is in the table and all are in the dictionary, also
-    when the table grows."""
+def test_tables_of_few_places_still_number_words(many, slots):
+    """Of words that want the same place, one is in the table and all are in the dictionary."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "SLOTS", 2)
-        patch.setattr(words, "MOST_SLOTS", most)
+        patch.setattr(words, "SLOTS", slots)
         table = WordNumbers()
         for texts in many:
             text = " ".join(texts).encode("utf-8", "replace").decode("utf-8")
@@ -155,94 +155,13 @@ def test_every_character_is_of_the_kind_that_the_pattern_says():
         assert split(text) == GPT2.findall(text)
 
 
-def spelled(new: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of words for which no merge was learned: their bytes."""
-    return np.frombuffer(b"".join(new), np.uint8), np.array([len(word) for word in new], np.int64)
-
-
-@given(st.lists(st.lists(TEXTS, min_size=1)), st.sampled_from([0, 5, 1000]))
-def test_a_word_is_merged_once_unless_forgotten(texts, most):
-    asked = []
-
-    def merge(new):
-        asked.append(new)
-        return spelled(new)
-
-    ids = WordIds(merge, {"<|b|>": 257, "<|a|>": 256}, 258)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "MOST_WORDS", most)
-        patch.setattr(words, "MANY_WORDS", 3)
-        for parts in texts:
-            encoded = ids.encode("<|a|>".join(parts)).tolist()
-            assert encoded == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]
-    assert all(len(new) <= 3 for new in asked)
-    distinct = [{w.encode("utf-8") for part in t for w in GPT2.findall(part)} for t in texts]
-    if most == 0:
-        assert Counter(sum(asked, [])) == Counter(w for of_one in distinct for w in of_one)
-    if most == 1000:
-        assert Counter(sum(asked, [])) == Counter(set().union(*distinct))
-
-
-@given(st.lists(TEXTS, min_size=1), st.sampled_from([1, 7, 30]))
-def test_a_text_longer_than_a_piece_is_cut_where_words_end(parts, size):
-    asked = []
-
-    def merge(new):
-        asked.extend(new)
-        return spelled(new)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "PIECE", size)
-        ids = WordIds(merge, {"<|a|>": 256}, 257).encode("<|a|>".join(parts))
-    assert ids.dtype == np.uint16
-    assert ids.tolist() == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]
-    assert Counter(asked) == Counter(
-        {w.encode("utf-8") for part in parts for w in GPT2.findall(part)}
-    )
-
-
-def test_a_merge_that_is_interrupted_is_asked_for_again():
-    asked = []
-
-    def merge(new):
-        asked.append(new)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return spelled(new)
-
-    ids = WordIds(merge, {}, 256)
-    assert ids.encode("a b").tolist() == [*b"a b"]
-    with pytest.raises(KeyboardInterrupt):
-        ids.encode("b c")
-    assert ids.encode("c d").tolist() == [*b"c d"]
-    assert ids.encode("a b c d").tolist() == [*b"a b c d"]
-
-
-def test_another_thread_may_encode_meanwhile():
-    found = []
-
-    def merge(new):
-        if new == [b"a", b" b"]:
-            with ThreadPoolExecutor(1) as thread:
-                found.append(thread.submit(ids.encode, "c d e").result().tolist())
-        return spelled(new)
-
-    ids = WordIds(merge, {}, 256)
-    assert ids.encode("a b").tolist() == [*b"a b"]
-    assert found == [[*b"c d e"]]
-    assert ids.encode("e d c b a").tolist() == [*b"e d c b a"]
-
-
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1), st.data())
-def test_rows(rows, data):
-    cut = data.draw(st.integers(0, len(rows)))
-    table = Rows(np.dtype(np.uint8))
-    for some in (rows[:cut], rows[cut:]):
-        ids = np.array([i for row in some for i in row], np.int64)
-        table.append(ids, np.array([len(row) for row in some], np.int64))
-    numbers = data.draw(st.lists(st.integers(0, len(rows) - 1)))
-    laid = table.lay(np.array(numbers, np.int64)).tolist()
-    assert laid == [i for number in numbers for i in rows[number]]
+def test_counts_from_elsewhere_are_added():
+    counts = WordCounts()
+    counts.add(["a b b", "c"])
+    counts.add_counted([b" b", b"d", b"c"], [10, 2**40, 5])
+    counts.add(["d d"])
+    counts.add_counted([], [])
+    assert dict(zip(*counts.found())) == {b"a": 1, b" b": 12, b"c": 6, b"d": 2**40 + 1, b" d": 1}
 
 
 BYTES = st.lists(st.sampled_from([b"a", b"b", b"<"]), min_size=1, max_size=4).map(b"".join)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
+from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
 from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
@@ -108,8 +109,8 @@ class Tokenizer:
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
-    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
+    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
     return tokenizer, corpus, *encode_splits(corpus, tokenizer)
 
@@ -148,12 +149,20 @@ class LanguageModel(nn.Module):
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         nn.init.zeros_(self.table.weight)  # initially, all tokens are equally likely
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) for the token that follows each."""
-        return self.table(ids)
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each; given `targets` (B, T),
+        the mean loss, (), instead."""
+        logits = self.table(ids)
+        return logits if targets is None else cross_entropy(logits, targets).mean()
 
 
 # ---- 9. Optimizer and schedule ----
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view_as(targets)
+
+
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter 2019) for all parameters."""
     return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate)]
@@ -189,8 +198,8 @@ def evaluate(
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
     for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
-        logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
-        losses = F.cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = cross_entropy(logits, targets.to(device)).cpu()
         nats += losses[lengths[targets] > 0].sum().item()
         n_bytes += lengths[targets].sum().item()
     return nats, n_bytes
@@ -251,12 +260,12 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
     """Take one optimizer step on one batch; return its loss."""
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # a resumed run draws the same numbers
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
-    loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    loss = run.model.train()(inputs, targets)
     run.model.zero_grad()
     loss.backward()
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.step, config)
+            group["lr"] = learning_rate(run.step, config) * group.get("scale", 1)
         optimizer.step()
     return loss.item()
 
@@ -294,7 +303,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = command_line.parse(Config, arguments)
+        config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:

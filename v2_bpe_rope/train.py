@@ -27,6 +27,7 @@ from tqdm import tqdm
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
+from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
 from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
@@ -88,6 +89,7 @@ class Tokenizer:
     pattern = regex.compile(
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     )
+    most_words = 1 << 18  # whose ids are kept: rare ones must not fill the memory
 
     def __init__(self, merges: list[tuple[int, int]]) -> None:
         self.merges = [(left, right) for left, right in merges]
@@ -121,7 +123,7 @@ class Tokenizer:
                 most = max(pairs.values(), default=0)
                 if most == 0 or len(vocab) == vocab_size - 1:
                     break
-                equals = (pair for pair, count in pairs.items() if count == most)
+                equals = sorted(pair for pair, count in pairs.items() if count == most)
                 best = max(equals, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
                 words = [(cls.merge(ids, best, len(vocab)), count) for ids, count in words]
                 merges.append(best)
@@ -159,6 +161,8 @@ class Tokenizer:
         ids = []
         for word in self.pattern.findall(well_formed(text)):
             if word not in self.cache:
+                if len(self.cache) == self.most_words:
+                    self.cache.clear()
                 self.cache[word] = self.encode_word(word)
             ids += self.cache[word]
         return ids
@@ -186,10 +190,9 @@ class Tokenizer:
 # ---- 3. Data ----
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
-    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
-    tokenizer = tokenizer or cached_tokenizer(
+    tokenizer = command_line.given_tokenizer(Tokenizer, config) or cached_tokenizer(
         Tokenizer,
         (corpus.sha256, n_bytes, vocab_size),
         lambda: Tokenizer.train(sample_documents(corpus, n_bytes), vocab_size),
@@ -233,11 +236,13 @@ class Position(nn.Module):
         """Token embeddings (B, T, C), unchanged."""
         return x
 
-    def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, T, D), rotated by position; channel i pairs with i + D/2."""
-        angles = torch.arange(x.shape[2], device=x.device)[:, None] * self.frequencies  # (T, D/2)
+    def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+        """Queries or keys (B, T, H, D) of tokens from position `first` on, rotated by position;
+        channel i pairs with i + D/2."""
+        t = torch.arange(first, first + x.shape[1], device=x.device)
+        angles = t[:, None, None] * self.frequencies  # (T, 1, D/2), the same in all heads
         cos, sin = angles.cos(), angles.sin()
-        left, right = x.chunk(2, dim=-1)  # (B, H, T, D/2)
+        left, right = x.chunk(2, dim=-1)  # (B, T, H, D/2)
         return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
 
     def bias(self, T: int, device: torch.device) -> Tensor:
@@ -251,7 +256,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.n_heads, self.head_size = config.n_heads, config.head_size
+        self.head_size = config.head_size
         inner = config.n_heads * config.head_size
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, inner, bias=False)
@@ -262,11 +267,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, position: Position) -> Tensor:
         """(B, T, C) -> (B, T, C); each token sees itself and those before it."""
         B, T, _ = x.shape
-        q = self.query(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
-        k = self.key(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
-        v = self.value(x).view(B, T, self.n_heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        q = self.query(x).view(B, T, -1, self.head_size)  # (B, T, H, D)
+        k = self.key(x).view(B, T, -1, self.head_size)  # (B, T, H, D)
+        v = self.value(x).view(B, T, -1, self.head_size)  # (B, T, H, D)
         q, k = position.rotate(q), position.rotate(k)
-        scores = q @ k.transpose(-2, -1) / self.head_size**0.5  # (B, H, T, T)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
+        scores = (q / self.head_size**0.5) @ k.mT  # (B, H, T, T)
         weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
         y = (self.dropout(weights) @ v).transpose(1, 2).reshape(B, T, -1)  # (B, T, H*D)
         return self.dropout(self.output(y))
@@ -315,15 +321,23 @@ class LanguageModel(nn.Module):
         self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) -> logits (B, T, V) for the token that follows each."""
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Ids (B, T) -> logits (B, T, V) for the token that follows each; given `targets` (B, T),
+        the mean loss, (), instead."""
         x = self.position.embed(self.embedding(ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, self.position)
-        return self.head(self.norm(x))
+        logits = self.head(self.norm(x))
+        return logits if targets is None else cross_entropy(logits, targets).mean()
 
 
 # ---- 9. Optimizer and schedule ----
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view_as(targets)
+
+
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter 2019) for all parameters."""
     return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate)]
@@ -347,8 +361,8 @@ def evaluate(
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
     for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
-        logits = model(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
-        losses = F.cross_entropy(logits, targets.to(device), reduction="none").cpu()
+        logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
+        losses = cross_entropy(logits, targets.to(device)).cpu()
         nats += losses[lengths[targets] > 0].sum().item()
         n_bytes += lengths[targets].sum().item()
     return nats, n_bytes
@@ -409,12 +423,12 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> float:
     """Take one optimizer step on one batch; return its loss."""
     torch.manual_seed(config.seed * 1_000_003 + run.step)  # a resumed run draws the same numbers
     inputs, targets = (ids.to(run.device) for ids in get_batch(tokens, run.step, config))
-    loss = F.cross_entropy(run.model.train()(inputs).flatten(0, 1), targets.flatten())
+    loss = run.model.train()(inputs, targets)
     run.model.zero_grad()
     loss.backward()
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.step, config)
+            group["lr"] = learning_rate(run.step, config) * group.get("scale", 1)
         optimizer.step()
     return loss.item()
 
@@ -448,7 +462,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = command_line.parse(Config, arguments)
+        config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:

@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared import fast_bpe
 from shared.command_line import (
     check_config,
     clear_errors,
@@ -26,7 +27,8 @@ from shared.command_line import (
 from shared.corpora import read_pieces
 from shared.files import UserError, need_writable
 from shared.terminal import print_text
-from shared.words import whole_words
+from shared.text import whole_words
+from shared.tokens import encode_file
 from v4_modern.train import Tokenizer
 
 
@@ -69,18 +71,19 @@ class Options:
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        out = Path(options.out)
+        out, is_long = Path(options.out), os.path.getsize(options.source) > fast_bpe.LONG
+        kind = fast_bpe.fast(Tokenizer, options.workers) if is_long else Tokenizer
         if options.tokenizer:
-            tokenizer = load_tokenizer(Tokenizer, options.tokenizer)
+            tokenizer = load_tokenizer(kind, options.tokenizer)
         else:
             started = perf_counter()
             texts = whole_words(read_pieces(options.source))
-            tokenizer = Tokenizer.train(texts, options.vocab_size, workers=options.workers)
+            tokenizer = kind.train(texts, options.vocab_size)
             tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
-        count = tokenizer.encode_file(options.source, out, options.workers)
+        count = encode_file(tokenizer, options.source, out)
         if not options.tokenizer:  # last: until now, an earlier run's two files still match
             tokenizer.save(options.learned)
         tell(f"wrote {count:,} tokens to {out}", options.source, started)

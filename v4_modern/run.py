@@ -35,7 +35,8 @@ BFLOAT16_PEAK = {
 
 class Run(run.Run):
     """A run whose steps may be compiled, whose speed is also told as a share of the GPU's peak, and
-    whose `replica` of the model averages gradients over all processes."""
+    whose `replica` of the model averages gradients over all processes. Its config may lack v4's
+    options: then there is nothing to time."""
 
     def __enter__(self) -> "Run":
         super().__enter__()
@@ -47,7 +48,7 @@ class Run(run.Run):
     def log_step(self, loss: torch.Tensor, learning_rate: float, seconds: float) -> None:
         """Count a step, as every run does, and time it if the model is to be compiled."""
         super().log_step(loss, learning_rate, seconds)
-        if self.config.compile:
+        if getattr(self.config, "compile", False):
             self._time_compiled_steps()
 
     def compile_is_due(self) -> bool:
@@ -90,7 +91,8 @@ def share_of_peak(model: nn.Module, config: Any, device: torch.device) -> float 
     appendix B, in which attention counts over the whole context.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if name not in BFLOAT16_PEAK or pick_dtype(config.dtype, device) != "bfloat16":
+    dtype = pick_dtype(getattr(config, "dtype", "float32"), device)
+    if name not in BFLOAT16_PEAK or dtype != "bfloat16":
         return None
     with torch.device("meta"):
         alike = type(model)(config).train()

@@ -1,8 +1,8 @@
 """v4: what today's models are made of, down to their loss and their optimizers.
 
-New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14): v2's merges, by delta-BPE, with
+New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13): v2's merges again, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
-fused grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
+grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
 clipping from scratch; mixed precision; generation with a key-value cache.
 
     diff v3_alibi/train.py v4_modern/train.py
@@ -12,10 +12,11 @@ Expect about 1.65 bits per byte on `pydocs`, in two minutes on two CPU cores.
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from math import cos, pi, sqrt
 from pathlib import Path
@@ -23,6 +24,7 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
+import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,23 +32,18 @@ from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
-from shared import command_line
-from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces
-from shared.decoding import Reader
-from shared.files import UserError, json_sha256, read_json, read_tokenizer, write_json
-from shared.functions import attention, nats_of, rms_norm
+from shared import command_line, fast_bpe
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
+from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
-from shared.pairs import FrequentPairs, LinkedWords, PairRanks, every_other, no_garbage_collection
+from shared.text import whole_words
 from shared.tokens import (
-    cached_token_file,
     cached_tokenizer,
+    mapped_splits,
     random_windows,
     token_lengths,
     windows_in_order,
-    write_token_file,
 )
-from shared.words import WordIds, whole_words
-from shared.workers import count_words, encode_texts
 from v4_modern import parallel
 from v4_modern.model_files import load_weights
 from v4_modern.options import parse
@@ -104,13 +101,24 @@ class Config:
 
 
 # ---- 2. Tokenizer ----
+def any_of(special_tokens: Iterable[str]) -> regex.Pattern:
+    """A pattern for special tokens; of those that start at the same place, it finds the longest."""
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+
+
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
     Ids: the 256 bytes in the order of `first`, then a token per merge in the order learned, then
-    the special tokens, recognized in any text (of two that overlap, the one that starts first, then
-    the longest). Merges never cross words: texts are first split as in GPT-2 (shared/words.py).
+    the special tokens, which are found in any text (of two that overlap, the one that starts first,
+    then the longest). Merges never cross words, so a text is first split with GPT-2's pattern.
     """
+
+    pattern = regex.compile(
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    )
+    most_words = 1 << 18  # whose ids are kept: rare ones must not fill the memory
 
     def __init__(
         self,
@@ -118,7 +126,10 @@ class Tokenizer:
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         first: bytes = bytes(range(256)),
     ) -> None:
-        self.merges, self.first = list(map(tuple, merges)), bytes(first)
+        self.merges = [(left, right) for left, right in merges]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.first = bytes(first)
+        self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
         self.vocab = [bytes([byte]) for byte in self.first]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
@@ -126,72 +137,134 @@ class Tokenizer:
         for text in dict.fromkeys(special_tokens):  # without duplicates
             self.special_tokens[text] = len(self.vocab)
             self.vocab.append(text.encode("utf-8"))
+        self.special = any_of(self.special_tokens)
         self.vocab_size = len(self.vocab)
-        self.words = WordIds(Merger(merges, first), self.special_tokens, self.vocab_size)
+        self.cache: dict[str, list[int]] = {}  # word -> its ids
 
     @classmethod
-    @no_garbage_collection()
     def train(
         cls,
         texts: Iterable[str | bytes],
         vocab_size: int,
         special_tokens: Iterable[str] = (END_OF_TEXT,),
-        workers: int = 0,
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
-        The merges are v2's: the most frequent pair comes first; among equals, the greatest by its
-        bytes. But a merge changes only the counts of neighbouring pairs (delta-BPE), so only those
-        are updated. Most pairs are rare and never merge: only those more frequent than `least` are
-        kept; when none is left, `least` falls and all are recounted.
+        The most frequent pair comes first; among equals, the greatest by its bytes. A merge changes
+        few pairs, so all are counted only once, and the difference that each merge makes is added
+        (delta-BPE). Of three times `the` and twice `hen`, h and e merge first:
+
+            before    t h e    h e n    pairs    h e: 5    t h: 3    e n: 2
+            after     t he     he n     pairs    t he: 3   he n: 2
         """
         special_tokens = list(dict.fromkeys(special_tokens))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        words = LinkedWords(*count_words(texts, special_tokens, workers))
-        vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 1000
-        frequent = FrequentPairs([], least, vocab)
-        for token in tqdm(range(256, 256 + n_merges), "merging", leave=False):
-            while not (best := frequent.pop()) and least:
-                least //= 10  # by 100: up to 5 MB of text slower by 4 to 9%, at 200 MB faster by 1%
-                frequent = FrequentPairs(words.pairs(least, workers).items(), least, vocab)
-            if not best:
-                break
-            rarer, new = words.merge(*best, token)
-            merges.append(best)
-            vocab.append(vocab[best[0]] + vocab[best[1]])
-            frequent.lower(rarer)
-            frequent.add(new)
+        special = any_of(special_tokens)
+        counts = Counter(w for text in texts for w in cls.split(text, special))
+        ordinary = ((word, count) for word, count in counts.items() if word not in special_tokens)
+        words = [(list(word.encode("utf-8")), count) for word, count in ordinary]
+        vocab, merges = [bytes([byte]) for byte in range(256)], []
+        pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
+        for i, (ids, count) in enumerate(words):
+            for pair in zip(ids, ids[1:]):
+                pairs[pair] += count
+                where[pair].add(i)
+        heap = [cls.rank(pair, count, vocab) for pair, count in pairs.items()]
+        heapify(heap)
+        with tqdm(total=256 + n_merges, initial=256, desc="merging", leave=False) as bar:
+            while heap and len(merges) < n_merges:
+                most, *_, best = heappop(heap)
+                if pairs[best] < -most:  # later merges made it rarer: it comes when its turn is
+                    if pairs[best]:
+                        heappush(heap, cls.rank(best, pairs[best], vocab))
+                    continue
+                new = set()
+                for i in where.pop(best):
+                    ids, count = words[i]
+                    merged, changes = cls.merge(ids, best, len(vocab))
+                    words[i] = merged, count
+                    for pair, change in changes.items():
+                        pairs[pair] += change * count
+                        if change > 0:
+                            where[pair].add(i)
+                            new.add(pair)
+                merges.append(best)
+                vocab.append(vocab[best[0]] + vocab[best[1]])
+                for pair in new:
+                    heappush(heap, cls.rank(pair, pairs[pair], vocab))
+                bar.update()
         return cls(merges, special_tokens)
 
-    def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
-        return self.words.encode(text)
+    @classmethod
+    def split(cls, text: str | bytes, special: regex.Pattern) -> Iterator[str]:
+        """The words of `text`; special tokens are words of their own."""
+        for i, part in enumerate(special.split(well_formed(text))):
+            yield from [part] if i % 2 else cls.pattern.findall(part)
 
-    def encode(self, text: str) -> list[int]:
+    @staticmethod
+    def rank(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
+        """What a heap, whose least element comes first, sorts a pair by: all signs are turned. The
+        1 after the bytes puts `ab` before `a`."""
+        left, right = ([*(-byte for byte in vocab[i]), 1] for i in pair)
+        return -count, left, right, pair
+
+    @staticmethod
+    def merge(
+        ids: list[int], pair: tuple[int, int], token: int
+    ) -> tuple[list[int], dict[tuple[int, int], int]]:
+        """`ids` with each `pair`, from left to right, replaced by `token`; and by how much this
+        changes the number of each pair beside it.
+
+        t h e n with h e merged: t he n, and of t h and e n one less, of t he and he n one more.
+        """
+        merged, changes, i = [], defaultdict(int), 0
+        while i < len(ids):
+            if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
+                if merged:
+                    changes[merged[-1], pair[0]] -= 1
+                    changes[merged[-1], token] += 1
+                if i + 2 < len(ids):
+                    changes[pair[1], ids[i + 2]] -= 1
+                    changes[token, ids[i + 2]] += 1
+                merged.append(token)
+                i += 2
+            else:
+                merged.append(ids[i])
+                i += 1
+        return merged, changes
+
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of one word: its bytes, merged in the order learned."""
+        if word in self.special_tokens:
+            return [self.special_tokens[word]]
+        ids = list(word.encode("utf-8").translate(self.byte_ids))
+        while len(ids) > 1:
+            best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
+                break
+            ids, _ = self.merge(ids, best, 256 + self.ranks[best])
+        return ids
+
+    def encode(self, text: str | bytes) -> list[int]:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
-        return self.encode_array(text).tolist()
+        ids = []
+        for word in self.split(text, self.special):
+            if word not in self.cache:
+                if len(self.cache) == self.most_words:
+                    self.cache.clear()
+                self.cache[word] = self.encode_word(word)
+            ids += self.cache[word]
+        return ids
 
-    def encode_pieces(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
-        """The ids of the joined `texts` (bytes: UTF-8), in chunks; they may be split anywhere.
+    def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
+        """The ids of the joined `texts` (bytes: UTF-8), which may be split anywhere, in pieces."""
+        return map(self.encode, whole_words(texts, self.special_tokens))
 
-        Long texts are encoded by `workers` processes; 0: one per core.
-        """
-        return encode_texts(whole_words(texts, self.special_tokens), self.words, workers)
-
-    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
-        """The ids of the joined `texts`, one by one; only a few megabytes of text are held."""
-        return chain.from_iterable(ids.tolist() for ids in self.encode_pieces(texts, workers=1))
-
-    def encode_file(self, source: str | Path, destination: str | Path, workers: int = 0) -> int:
-        """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number.
-
-        Both are streamed, so a longer text needs no more memory.
-        """
-        start = [np.array([self.special_tokens[END_OF_TEXT]])]
-        ids = chain(start, self.encode_pieces(read_pieces(source), workers))
-        return write_token_file(destination, ids, self.vocab_size, json_sha256(self.to_json()))
+    def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
+        """The same one by one; only a few megabytes of text are held."""
+        return chain.from_iterable(map(list, self.encode_pieces(texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
@@ -215,58 +288,9 @@ class Tokenizer:
             return load_hugging_face(cls, path)
 
         def build(saved: dict) -> "Tokenizer":
-            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
+            return cls(saved["merges"], saved["special_tokens"], saved["first"])
 
         return read_tokenizer(path, "delta-bpe", build)
-
-
-class Merger:
-    """Merges words. Each starts as its bytes; in each round, it merges the one of its pairs that
-    was learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
-    array, with -1 between them; a token is at its first byte's place (diagram: shared/pairs.py).
-    `pairs` packs a pair's rank and place into one integer: the minimum of a word merges next."""
-
-    def __init__(self, merges: list[tuple[int, int]], first: bytes) -> None:
-        self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
-
-    def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
-        no_rank = self.ranks.none
-        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
-        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
-        starts = np.append(0, ends[:-1])
-        ids, place = self.ids[text], np.arange(len(text))
-        ids[0] = ids[ends] = -1
-        for word in np.flatnonzero(ends - starts > 128):  # a round for each merge would take long
-            long = ids[starts[word] + 1 : ends[word]]
-            merged = self.merge_long(long)
-            long[: len(merged)], long[len(merged) :] = merged, -1
-        before, after = place - 1, place + 1
-        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
-        while len(starts):
-            best = np.minimum.reduceat(pairs, starts)  # of each word
-            learned = np.flatnonzero(best < no_rank << 32)
-            starts, best = starts[learned], best[learned]
-            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
-            second = after[at]
-            first, third = before[at], after[second]
-            ids[at], ids[second], pairs[second] = token, -1, no_rank << 32
-            after[at], before[third] = third, at
-            left, right = np.append(first, at), np.append(at, third)
-            pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
-        is_token = ids >= 0
-        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
-
-    def merge_long(self, ids: np.ndarray) -> np.ndarray:
-        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
-        while True:
-            ranks = self.ranks.look_up(ids[:-1], ids[1:])
-            if (best := ranks.min(initial=self.ranks.none)) == self.ranks.none:
-                return ids
-            at = np.flatnonzero(ranks == best)
-            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
-            ids[at] = 256 + best
-            ids = np.delete(ids, at + 1)
 
 
 # ---- 3. Data ----
@@ -275,19 +299,15 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
-    tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
-    texts, size = whole_words(read_pieces(corpus.train)), config.vocab_size
-    tokenizer = tokenizer or cached_tokenizer(
-        Tokenizer,
-        (corpus.sha256, size),
-        lambda: Tokenizer.train(texts, size, workers=config.workers),
+    is_long, vocab_size = corpus.train_bytes > fast_bpe.LONG, config.vocab_size
+    kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer
+    tokenizer = command_line.given_tokenizer(kind, config) or cached_tokenizer(
+        kind,
+        (corpus.sha256, vocab_size),
+        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
     )
-    splits = (
-        cached_token_file(corpus, path, tokenizer, config.workers)
-        for path in (corpus.train, corpus.val)
-    )
-    return tokenizer, corpus, *splits
+    return tokenizer, corpus, *mapped_splits(corpus, tokenizer)
 
 
 def get_batch(tokens: np.ndarray, step: int, config: Config) -> tuple[Tensor, Tensor]:
@@ -310,38 +330,44 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return rms_norm(x, self.weight.type_as(x), eps=1e-6)
+        """(..., C) -> (..., C). Squared in float32: in 16 bits, squares overflow or are coarse."""
+        scale = (x.float().square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()  # (..., 1)
+        return (x * scale * self.weight).type_as(x)
 
 
 # ---- 5. Model: position ----
 class Position(nn.Module):
-    """Rotary positions (RoPE, Su et al. 2021, section 3.2), as in v2 and in Qwen3.
+    """Tells the model where a token is: to attention alone, earlier tokens are an unordered set.
 
-    The angles are the same in all blocks, so they are computed once per forward pass.
+    There are three places to do so: add to the embeddings, rotate queries and keys, or add to the
+    attention scores. This version rotates queries and keys (RoPE, Su et al. 2021, section 3.2),
+    each pair of channels by an angle proportional to the position: scores then depend on the
+    distance between two tokens, not on where they are.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config.head_size % 2:
             raise UserError(f"--head-size {config.head_size} must be even: channels turn in pairs")
-        self.n_heads = config.n_heads
         exponents = torch.arange(0, config.head_size, 2) / config.head_size
         self.register_buffer("frequencies", config.rope_base**-exponents, persistent=False)
 
-    def forward(self, first: int, T: int) -> tuple[Tensor, Tensor]:
-        """The `turn` of T tokens from position `first` on: cosines and sines, (T, H, D) each, half
-        of the sines negated for `rotate`. All heads are alike; repeating them is faster."""
-        t = torch.arange(first, first + T, device=self.frequencies.device)
-        angles = (t[:, None] * self.frequencies)[:, None].repeat(1, self.n_heads, 1)  # (T, H, D/2)
+    def embed(self, x: Tensor) -> Tensor:
+        """Token embeddings (B, T, C), unchanged."""
+        return x
+
+    def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+        """Queries or keys (B, T, H, D) of tokens from position `first` on, rotated by position;
+        channel i pairs with i + D/2."""
+        t = torch.arange(first, first + x.shape[1], device=x.device)
+        angles = t[:, None, None] * self.frequencies  # (T, 1, D/2), the same in all heads
         cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        left, right = x.chunk(2, dim=-1)  # (B, T, H, D/2)
+        return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
 
-
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (B, T, H, D), rotated by position; channel i pairs with i + D/2."""
-    cos, sin = (each[:, : x.shape[2]] for each in turn)  # keys may have fewer heads
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
+    def bias(self, T: int, device: torch.device) -> Tensor:
+        """The mask added to the scores, (T, T): -inf where a key comes after its query."""
+        return torch.full((T, T), float("-inf"), device=device).triu(1)
 
 
 # ---- 6. Model: attention ----
@@ -367,33 +393,41 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        H, G, D = config.n_heads, config.n_kv_heads, config.head_size
+        H, G = config.n_heads, config.n_kv_heads
         if H % G:
             raise UserError(f"--n-kv-heads {G} must divide --n-heads {H}")
-        self.n_heads, self.n_kv_heads, self.head_size = H, G, D
-        inner, inner_kv = H * D, G * D
+        self.shared_by, self.head_size = H // G, config.head_size
+        inner, inner_kv = H * config.head_size, G * config.head_size
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, inner_kv, bias=False)
         self.value = nn.Linear(config.width, inner_kv, bias=False)
         self.output = nn.Linear(inner, config.width, bias=False)
-        self.query_norm, self.key_norm = Norm(D), Norm(D)
+        self.query_norm, self.key_norm = Norm(config.head_size), Norm(config.head_size)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, position: Position, cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); each token sees itself and those before it.
 
         With a `cache`, tokens also see those in it and are then added to it. Several tokens at
         once are allowed only while it is empty.
         """
         B, T, _ = x.shape
-        q = self.query(x).view(B, T, self.n_heads, self.head_size)  # (B, T, H, D)
-        k = self.key(x).view(B, T, self.n_kv_heads, self.head_size)  # (B, T, G, D)
-        v = self.value(x).view(B, T, self.n_kv_heads, self.head_size).transpose(1, 2)
-        q = rotate(self.query_norm(q), turn).transpose(1, 2)  # (B, H, T, D)
-        k = rotate(self.key_norm(k), turn).transpose(1, 2)  # (B, G, T, D)
+        q = self.query(x).view(B, T, -1, self.head_size)  # (B, T, H, D)
+        k = self.key(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
+        v = self.value(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
+        first = cache.length if cache else 0
+        q = position.rotate(self.query_norm(q), first)
+        k = position.rotate(self.key_norm(k), first)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = attention(q, k, v, is_causal=T > 1)  # scores, softmax and sum, fused (Dao et al. 2022)
-        return self.output(y.transpose(1, 2).reshape(B, T, -1))
+        if x.is_cpu and T <= 512:
+            k, v = (part.repeat_interleave(self.shared_by, dim=1) for part in (k, v))
+            scores = (q / self.head_size**0.5) @ k.mT  # (B, H, T, T)
+            weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
+            y = weights @ v
+        else:  # the same, fused (Dao et al. 2022): faster on a GPU, and the scores take no memory
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=True)
+        return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D)
 
 
 # ---- 7. Model: feed-forward ----
@@ -422,9 +456,9 @@ class Block(nn.Module):
         self.feed_forward_norm = Norm(config.width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, position: Position, cache: Cache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), turn, cache)
+        x = x + self.attention(self.attention_norm(x), position, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -451,67 +485,49 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, ids: Tensor, caches: list[Cache] | None = None, targets: Tensor | None = None
+        self, ids: Tensor, targets: Tensor | None = None, caches: list[Cache] | None = None
     ) -> Tensor:
         """Ids (B, T) -> logits (B, T, V) for the token that follows each; given `targets` (B, T),
-        the mean loss, (), instead, computed here so that it is compiled, too. With `caches`, one
-        per block, the ids continue those already in the caches."""
-        x = self.embedding(ids)  # (B, T, C)
-        turn = self.position(caches[0].length if caches else 0, ids.shape[1])
+        the mean loss, (), instead. With `caches`, one per block, the ids continue those already in
+        the caches."""
+        x = self.position.embed(self.embedding(ids))  # (B, T, C)
         for i, block in enumerate(self.blocks):
-            x = block(x, turn, caches[i] if caches else None)
+            x = block(x, self.position, caches[i] if caches else None)
         logits = self.head(self.norm(x))
         return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
 
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss in nats of each of `targets` (...) given `logits` (..., V), which are overwritten:
-    log sum exp(x) - x[t] = -log softmax(x)[t]; its gradient is in shared/functions.py."""
-    return nats_of(logits, targets)
+    """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
+    return -logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
-
-    As in torch, the decay is scaled by the rate. `_foreach` functions process a list of tensors.
-    """
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2); as in torch, the
+    decay is scaled by the rate."""
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        self, parameters: Iterable, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p] |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-            grads = [p.grad for p in parameters]
-            means = [self.state[p]["mean"] for p in parameters]
-            squares = [self.state[p]["square"] for p in parameters]
             (beta1, beta2), lr = group["betas"], group["lr"]
-            group["step"] += 1
-            torch._foreach_lerp_(means, grads, 1 - beta1)
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            # Bias correction, since both averages start at 0 (Kingma and Ba 2015, section 3).
-            correction1, correction2 = (1 - beta ** group["step"] for beta in (beta1, beta2))
-            scales = torch._foreach_sqrt(squares)
-            torch._foreach_add_(scales, group["eps"] * sqrt(correction2))
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-            rate = lr * sqrt(correction2) / correction1
-            torch._foreach_addcdiv_(parameters, means, scales, -rate)
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                state["step"] += 1
+                state["mean"].lerp_(p.grad, 1 - beta1)
+                state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                # Bias correction, since both averages start at 0 (Kingma and Ba 2015, section 3).
+                correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
+                deviation = (state["square"] / correction2).sqrt_().add_(1e-8)
+                p.mul_(1 - lr * group["weight_decay"])
+                p.addcdiv_(state["mean"], deviation, value=-lr / correction1)
 
 
 # a, b, c of each step: optimal given the steps before it, for singular values above 0.006.
@@ -526,26 +542,16 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
     """Matrices (N, rows, columns) with their singular values moved close to 1: those above 0.006
     times the matrix's Frobenius norm end up between 0.56 and 1.44.
 
-    Newton-Schulz iteration, each step with the polynomial that errs least (Polar Express, Amsel et
-    al. 2025): p(x x') x, where p(g) = a + b g + c g^2. The factors p depend only on g = x x',
-    which is smaller than x, so they are multiplied first (the paper's rectangular variant).
+    Newton-Schulz iteration: a x + b (x x') x + c (x x')^2 x has x's singular vectors, and singular
+    values a s + b s^3 + c s^5; in each step, with the a, b, c that err least (Polar Express, Amsel
+    et al. 2025).
     """
-
-    def p(g: Tensor, a: float, b: float, c: float) -> Tensor:
-        y = torch.baddbmm(g, g, g, beta=b, alpha=c)
-        y.diagonal(dim1=-2, dim2=-1).add_(a)
-        return y
-
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    x = x.mT if tall else x  # so that x x' is small
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds 1
-    g = x @ x.mT
-    product = factor = p(g, *steps[0])
-    for step in steps[1:]:
-        g = factor @ g @ factor  # x x' after one more step
-        factor = p(g, *step)
-        product = factor @ product
-    x = product @ x
+    for a, b, c in steps:
+        g = x @ x.mT
+        x = a * x + (b * g + c * g @ g) @ x
     return x.mT if tall else x
 
 
@@ -557,11 +563,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float = 0.03,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        self, parameters: Iterable, lr: float, weight_decay: float, momentum: float = 0.9
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -574,29 +576,32 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), parameters in shapes.items():
                 grads = torch.stack([p.grad for p in parameters])  # (N, rows, columns)
                 state = self.state[parameters[0]]  # shared by all of this shape
-                if "means" not in state:
+                if not state:
                     state["means"] = torch.zeros_like(grads)
                 means = state["means"].lerp_(grads, 1 - group["momentum"])
-                ahead = grads.lerp_(means, group["momentum"])  # Nesterov momentum
-                updates = orthogonalize(ahead).unbind()
+                ahead = grads.lerp(means, group["momentum"])  # Nesterov momentum
                 scale = sqrt(max(1, rows / columns))
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
+                for p, update in zip(parameters, orthogonalize(ahead)):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(update, alpha=group["lr"] * scale)
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embedding, head and the norms' gains.
+    """Muon for the blocks' matrices, AdamW for all other parameters.
 
-    One Muon rate suits matrices of all sizes. Beyond width 128, the head's rate is inverse to the
-    width: a logit sums over that many channels (Yang et al. 2022, table 3). Gains decay, too.
+    The rate of each group is `learning_rate` times its `scale`. One Muon rate suits matrices of all
+    sizes. Beyond width 128, the head's rate is inverse to the width: a logit sums over that many
+    channels (Yang et al. 2022, table 3). Gains decay, too.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    others = [model.embedding.weight, *(p for p in model.parameters() if p.ndim == 1)]
+    apart = {id(p) for p in (*matrices, model.head.weight)}
+    others = {"params": [p for p in model.parameters() if id(p) not in apart]}
     head = {"params": [model.head.weight], "scale": min(1, 128 / config.width)}
+    blocks = {"params": matrices, "scale": config.muon_learning_rate / config.learning_rate}
     rate, decay = config.learning_rate, config.weight_decay
     return [
-        AdamW([{"params": others}, head], rate, betas=(0.8, 0.95), weight_decay=decay),
-        Muon(matrices, config.muon_learning_rate, weight_decay=decay),
+        AdamW([others, head], rate, betas=(0.8, 0.95), weight_decay=decay),
+        Muon([blocks], rate, weight_decay=decay),
     ]
 
 
@@ -616,9 +621,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale the gradients down to a joint norm of `max_norm` if it is larger; return the original
     norm (Pascanu et al. 2013, algorithm 1)."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    length = torch.stack(torch._foreach_norm(grads)).norm()
-    torch._foreach_mul_(grads, (max_norm / (length + 1e-6)).clamp(max=1))
-    return length
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    for grad in grads:
+        grad *= (max_norm / (norm + 1e-6)).clamp(max=1)
+    return norm
 
 
 # ---- 10. Evaluation ----
@@ -634,7 +640,7 @@ def evaluate(
     model.eval()
     device, lengths, nats, n_bytes = next(model.parameters()).device, token_lengths(tokenizer), 0, 0
     for inputs, targets in windows_in_order(tokens, length, batch):  # (B, T), (B*T,)
-        logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V), uncompiled
+        logits = model.forward(inputs.to(device)).flatten(0, 1).float()  # (B*T, V)
         losses = cross_entropy(logits, targets.to(device)).cpu()
         nats += losses[lengths[targets] > 0].sum().item()
         n_bytes += lengths[targets].sum().item()
@@ -664,14 +670,15 @@ def generate(model: LanguageModel, ids: list[int], config: Config, stop: int) ->
     and the newer half read again, since its keys and values depended on what is gone.
     """
     model.eval()
-    ids, read = list(ids), Reader(model)  # on a CPU it reads single tokens in numpy
+    device, ids = next(model.parameters()).device, list(ids)
     generator = torch.Generator().manual_seed(config.seed)  # not training's generator
     caches, unread = [Cache() for _ in model.blocks], ids[-config.context_length :]
     for _ in range(config.max_new_tokens):
         if caches[0].length + len(unread) > config.context_length:
             caches = [Cache() for _ in model.blocks]
             unread = ids[-max(1, config.context_length // 2) :]
-        ids.append(draw(read(unread, caches), config, generator))
+        window = torch.tensor([unread], device=device)  # (1, T)
+        ids.append(draw(model.forward(window, caches=caches)[0, -1], config, generator))
         if ids[-1] == stop:
             return
         yield ids[-1]
@@ -718,15 +725,13 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
         )
         last = (batch + 1) % batches == 0
         with mixed_precision(run.device, config), parallel.averaging(run.replica, now=last):
-            loss = run.replica.train()(inputs, targets=targets) / batches
+            loss = run.replica.train()(inputs, targets) / batches
         loss.backward()
         total += loss.detach()
     clip_grad_norm(run.model.parameters(), config.clip_norm)
-    rate = learning_rate(run.step, config)
-    adamw, muon = run.optimizers
-    for optimizer, ratio in ((adamw, 1), (muon, config.muon_learning_rate / config.learning_rate)):
+    for optimizer in run.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate * ratio * group.get("scale", 1)
+            group["lr"] = learning_rate(run.step, config) * group.get("scale", 1)
         with mixed_precision(run.device, config):  # for Muon's products
             optimizer.step()
     return total
@@ -756,7 +761,7 @@ def train(config: Config) -> dict:
             if run.is_done():
                 break
             if run.compile_is_due():
-                model.compile()
+                model.compile()  # its calls; `forward` stays as it is, for windows of other lengths
             started = perf_counter()
             loss = training_step(run, train_tokens, config)
             run.log_step(loss, learning_rate(run.step, config), perf_counter() - started)
@@ -767,7 +772,7 @@ def train(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     """Train, sample or describe a model, as `arguments` (None: those of the process) say."""
     with command_line.clear_errors():
-        config = parse(Config, arguments)  # v4's: --init-from, --tokenizer
+        config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample:

@@ -1,25 +1,16 @@
 """Pairs of neighbouring tokens: where they occur in words, and which of them merge."""
 
-import gc
 from array import array
-from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import chain, repeat
 from operator import or_
 
 import numpy as np
 
-from shared.machine import cores
-
 FEW = 64  # up to this many places a Python loop is faster than numpy
-LARGE = 1 << 20  # if there are more places than this, their pairs are counted in parts
-PARTS = 8  # a power of two
-MOST_THREADS = 2  # that count at the same time: all parts at once would take most of the memory
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
 
@@ -61,28 +52,17 @@ class LinkedWords:
         self.least = 0  # pairs that occur more often than this are frequent
         self.small = np.uint16  # a type for all tokens; 16 bits sort fastest
 
-    def pairs(self, least: int, workers: int = 1) -> dict[Pair, int]:
+    def pairs(self, least: int) -> dict[Pair, int]:
         """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
-        only such pairs as new. In long texts they are counted by up to `workers` threads (0: one
-        per core), in parts."""
-        self.least, self.where, pairs = least, {}, {}
-        parts = PARTS if len(self.token) > LARGE else 1
-        n_threads = min(workers or cores(), MOST_THREADS, parts)
-        part_of = (self.all_token & (parts - 1)).astype(np.uint8)  # each place's, by its token
-        part_of[self.all_token < 0] = parts
-        part_of[self.all_before.take(self.ends)] = parts  # a word's last token begins no pair
-
-        def of_part(part: int) -> list[tuple[Pair, int, np.ndarray]]:
-            places = np.flatnonzero(part_of == part)
-            left = self.all_token.take(places)
-            right = self.all_token.take(self.all_after.take(places))
-            return self.groups(places.astype(np.int32), left, right)[2]
-
-        with ThreadPoolExecutor(n_threads) as threads:
-            in_turn = map if n_threads == 1 else threads.map
-            for pair, count, here in chain.from_iterable(in_turn(of_part, range(parts))):
-                pairs[pair], self.where[pair] = count, here
-        return pairs
+        only such pairs as new."""
+        begins = self.all_token >= 0
+        begins[self.all_before.take(self.ends)] = False  # a word's last token begins no pair
+        places = np.flatnonzero(begins).astype(np.int32)
+        left, right = self.all_token.take(places), self.all_token.take(self.all_after.take(places))
+        self.least = least
+        frequent = self.groups(places, left, right)[2]
+        self.where = {pair: here for pair, _, here in frequent}
+        return {pair: count for pair, count, _ in frequent}
 
     def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
         """Replace `left` followed by `right` with `token`, in each word from left to right.
@@ -93,30 +73,8 @@ class LinkedWords:
         if token > 0xFFFF:
             self.small = np.uint32
         places = self.where.pop((left, right))
-        if len(places) == 1:
-            return self.merge_one(int(places[0]), left, right, token)
         merge = self.merge_few if len(places) < FEW else self.merge_many
         return merge(places, left, right, token)
-
-    def merge_one(
-        self, place: int, left: int, right: int, token: int
-    ) -> tuple[PairCounts, PairCounts]:
-        """`merge`, at one place: both new pairs are as frequent as the merged one was."""
-        tokens, before, after, count = self.token, self.before, self.after, self.times[place]
-        first, second = before[place], after[place]
-        third = after[second]
-        tokens[place], tokens[second] = token, -1
-        after[place], before[third] = third, place
-        x, y, rarer, new = tokens[first], tokens[third], [], []
-        if x >= 0:
-            rarer.append(((x, left), count))
-            new.append(((x, token), count))
-            self.where[x, token] = [first]
-        if y >= 0:
-            rarer.append(((right, y), count))
-            new.append(((token, y), count))
-            self.where[token, y] = [place]
-        return rarer, new
 
     def merge_few(
         self, places: Sequence[int], left: int, right: int, token: int
@@ -207,30 +165,25 @@ class LinkedWords:
 class FrequentPairs:
     """The counts of pairs, and which is the most frequent; among equals, the greatest by its bytes.
 
-    Pairs are in groups of equal counts, and the group of the highest is sorted. When the count of a
-    pair falls, it stays where it is, and goes to the group of its new count once it is met.
+    When the count of a pair falls, its entry in the heap stays, and gets the new count once it is
+    at the top.
     """
 
     def __init__(self, pairs: PairCounts, least: int, vocab: list[bytes]) -> None:
         """All `pairs` are more frequent than `least`, and are dropped when they no longer are;
         `vocab` has the bytes of each token, and may grow."""
-        self.least, self.vocab = least, vocab
+        self.least, self.vocab, self.order = least, vocab, []
         self.counts: dict[Pair, int] = {}
-        self.groups, self.heap = defaultdict(list), []  # count -> pairs; the counts, negated
-        self.most, self.equals = 0, []  # the highest count, and its pairs
+        self.heap: list[tuple[int, str, str, Pair]] = []
         self.add(pairs)
 
     def add(self, pairs: PairCounts) -> None:
-        """Add pairs; none of them more frequent than the last one popped."""
-        counts, groups, most = self.counts, self.groups, self.most
+        """Add pairs."""
+        order = self.order
+        order += map(descending, self.vocab[len(order) :])
         for pair, count in pairs:
-            counts[pair] = count
-            if count == most:
-                insort(self.equals, (self.vocab[pair[0]], self.vocab[pair[1]], pair))
-            else:
-                if count not in groups:
-                    heappush(self.heap, -count)
-                groups[count].append(pair)
+            self.counts[pair] = count
+            heappush(self.heap, (-count, order[pair[0]], order[pair[1]], pair))
 
     def lower(self, pairs: PairCounts) -> None:
         """Lower the counts of pairs, of those that are here."""
@@ -241,46 +194,26 @@ class FrequentPairs:
 
     def pop(self) -> Pair | None:
         """Remove and return the most frequent pair; None if there is none."""
-        counts, vocab = self.counts, self.vocab
-        while self.equals or self.heap:
-            if not self.equals:
-                self.most = most = -heappop(self.heap)
-                for pair in self.groups.pop(most):
-                    if counts[pair] == most:
-                        self.equals.append((vocab[pair[0]], vocab[pair[1]], pair))
-                    else:
-                        self.regroup(pair)
-                self.equals.sort()
-            else:
-                pair = self.equals.pop()[2]
-                if counts[pair] == self.most:
-                    del counts[pair]
-                    return pair
-                self.regroup(pair)
+        counts, heap = self.counts, self.heap
+        while heap:
+            was, left, right, pair = heap[0]
+            count = counts[pair]
+            if self.least < count < -was:
+                heapreplace(heap, (-count, left, right, pair))
+                continue
+            heappop(heap)
+            del counts[pair]
+            if count == -was:
+                return pair
         return None
 
-    def regroup(self, pair: Pair) -> None:
-        """Put a pair whose count has fallen into the group of its count, or drop it."""
-        count = self.counts[pair]
-        if count <= self.least:
-            del self.counts[pair]
-            return
-        if count not in self.groups:
-            heappush(self.heap, -count)
-        self.groups[count].append(pair)
+
+COMPLEMENT = bytes(range(255, -1, -1))
 
 
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """For work that makes many small objects and keeps them: searching them, and all earlier ones,
-    for garbage would take a quarter of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def descending(token: bytes) -> str:
+    """A string that is the smaller, the greater the bytes of a token are."""
+    return token.translate(COMPLEMENT).decode("latin-1") + "\u0100"  # after all that goes on
 
 
 def every_other(follows: np.ndarray) -> np.ndarray:
@@ -289,48 +222,3 @@ def every_other(follows: np.ndarray) -> np.ndarray:
     number = np.arange(len(follows) + 1)
     start = np.maximum.accumulate(np.where(np.append(False, follows), 0, number))  # of its run
     return (number - start) % 2 == 0
-
-
-class PairRanks:
-    """The ranks of pairs of tokens: how early each was learned.
-
-    An exact hash table. If pairs collide, the first one gets the place; the others are few, and are
-    found by binary search in a sorted array.
-    """
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.none = len(pairs)  # the rank of all other pairs
-        self.bits = len(pairs).bit_length() + 2
-        flat = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs))
-        left, right = flat.reshape(-1, 2).T
-        keys, places = self.keys_and_places(left, right)
-        self.keys = np.full(1 << self.bits, -1)
-        self.ranks = np.full(1 << self.bits, self.none)
-        self.keys[places[::-1]], self.ranks[places[::-1]] = keys[::-1], np.arange(self.none)[::-1]
-        others = np.flatnonzero(self.keys[places] != keys)
-        self.shared = np.zeros(1 << self.bits, bool)
-        self.shared[places[others]] = True
-        others = others[keys[others].argsort(kind="stable")]
-        self.other_keys = np.append(keys[others], np.iinfo(np.int64).max)  # never looked up
-        self.other_ranks = np.append(others, self.none)
-
-    def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A key for each pair, and its place in the table: the highest bits of a product."""
-        keys = left << 32
-        keys |= right
-        mixed = keys.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-        mixed >>= np.uint64(64 - self.bits)
-        return keys, mixed.view(np.int64)
-
-    def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The rank of each pair of tokens (N,) int64, (N,) int64."""
-        # mode="clip" only for speed: no place is out of range.
-        keys, places = self.keys_and_places(left, right)
-        ranks = self.ranks.take(places, mode="clip")
-        missed = np.flatnonzero(self.keys.take(places, mode="clip") != keys)
-        ranks[missed] = self.none
-        again = missed[self.shared.take(places[missed], mode="clip")]
-        at = self.other_keys.searchsorted(keys[again])
-        found = self.other_keys[at] == keys[again]
-        ranks[again] = np.where(found, self.other_ranks[at], self.none)
-        return ranks

@@ -1,0 +1,225 @@
+"""Encoding words with given merges, and texts by looking up the ids of their words."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+
+import numpy as np
+from tqdm import tqdm
+
+from shared.fast_bpe.pairs import Pair, every_other
+from shared.fast_bpe.words import Table, WordNumbers, cuts, find_special, start_of_span
+from shared.fast_bpe.workers import crew, enough_for, shared_out
+from shared.text import PIECE, utf8
+
+MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
+MANY_WORDS = 1 << 15  # that are merged, or whose ids are laid, at a time
+WORTH_ENCODING = (
+    4  # texts from which on workers save more time than they need to start and to learn words
+)
+LONG = 128  # bytes; longer words are merged one by one
+
+
+class Encoder:
+    """Encodes texts, also in several threads at once; a distinct word is merged only once (or once
+    for each of the threads). Special tokens are recognized."""
+
+    def __init__(
+        self,
+        merges: Sequence[Pair],
+        special_tokens: dict[str, int],
+        first: bytes = bytes(range(256)),
+    ) -> None:
+        """Ids are those of the bytes, in the order of `first`, then of a token per merge, then of
+        `special_tokens`."""
+        if "" in special_tokens:
+            raise ValueError("an empty special token would be everywhere")
+        self.merges, self.special_tokens, self.first = merges, special_tokens, first
+        self.merger = Merger(merges, first)
+        self.special_bytes = [token.encode("utf-8") for token in special_tokens]
+        vocab_size = 256 + len(merges) + len(special_tokens)
+        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
+        self.unused: list[KnownWords] = []
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
+        data = utf8(text)
+        specials = find_special(data, self.special_bytes)
+        ids = [np.zeros(0, self.dtype)]
+        # In pieces: new memory for the whole of a long text would take a fifth of the time.
+        for start, end in cuts(data, PIECE, partial(start_of_span, spans=specials[:, :2])):
+            first, last = specials[:, 0].searchsorted((start, end))
+            known = self.known_words()
+            ids.append(known.encode(data[start:end], specials[first:last] - (start, start, 0)))
+            # If work ends early, as by Ctrl-C, words may have no ids, and are not used again.
+            if len(known.numbers.words) <= MOST_WORDS:
+                self.unused.append(known)
+        return np.concatenate(ids)
+
+    def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
+        """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
+        one included; 0: one per core. The ids do not depend on that."""
+        texts, workers = enough_for(workers, texts, WORTH_ENCODING)
+        texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
+        with crew(workers - 1, Encoder, self.merges, self.special_tokens, self.first) as others:
+            yield from shared_out(self, "encode", texts, others)
+
+    def known_words(self) -> "KnownWords":
+        """`KnownWords` that no other thread uses meanwhile."""
+        try:
+            return self.unused.pop()
+        except IndexError:
+            return KnownWords(self)
+
+
+class KnownWords:
+    """The words of the texts so far, and their ids."""
+
+    def __init__(self, of: Encoder) -> None:
+        """The first rows are the special tokens', followed by one for each word."""
+        self.merger, self.dtype = of.merger, of.dtype
+        self.numbers, self.rows = WordNumbers(), Rows(of.dtype)
+        ids = np.array(list(of.special_tokens.values()), of.dtype)
+        self.rows.append(ids, np.ones_like(ids, np.int64))
+        self.n_special = len(ids)
+
+    def encode(self, data: bytes, specials: np.ndarray) -> np.ndarray:
+        """The ids of UTF-8 `data`, (N,); `specials` (M, 3) are found in it."""
+        known = len(self.numbers.words)
+        numbers = self.numbers.numbers(data, specials[:, :2])
+        numbers += self.n_special
+        numbers[np.flatnonzero(numbers < self.n_special)] = specials[:, 2]
+        new = self.numbers.words[known:]
+        for i in range(0, len(new), MANY_WORDS):  # as many as fit into the CPU's cache
+            self.rows.append(*self.merger(new[i : i + MANY_WORDS]))
+        parts = range(0, len(numbers), MANY_WORDS)
+        laid = [self.rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
+        return np.concatenate([np.zeros(0, self.dtype), *laid])
+
+
+class Merger:
+    """Merges words. Each starts as its bytes; in each round, it merges the one of its pairs that
+    was learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
+    array, with -1 between them; a token is at its first byte's place (diagram: pairs.py).
+    `pairs` packs a pair's rank and place into one integer: the minimum of a word merges next."""
+
+    def __init__(self, merges: Sequence[Pair], first: bytes) -> None:
+        self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
+
+    def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
+        no_rank = self.ranks.none
+        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
+        starts = np.append(0, ends[:-1])
+        ids, place = self.ids[text], np.arange(len(text))
+        ids[0] = ids[ends] = -1
+        for word in np.flatnonzero(ends - starts > LONG):  # a round for each merge would take long
+            long = ids[starts[word] + 1 : ends[word]]
+            merged = self.merge_long(long)
+            long[: len(merged)], long[len(merged) :] = merged, -1
+        before, after = place - 1, place + 1
+        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
+        while len(starts):
+            best = np.minimum.reduceat(pairs, starts)  # of each word
+            learned = np.flatnonzero(best < no_rank << 32)
+            starts, best = starts[learned], best[learned]
+            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
+            second = after[at]
+            first, third = before[at], after[second]
+            ids[at], ids[second], pairs[second] = token, -1, no_rank << 32
+            after[at], before[third] = third, at
+            left, right = np.append(first, at), np.append(at, third)
+            pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
+        is_token = ids >= 0
+        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
+
+    def merge_long(self, ids: np.ndarray) -> np.ndarray:
+        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
+        while True:
+            ranks = self.ranks.look_up(ids[:-1], ids[1:])
+            if (best := ranks.min(initial=self.ranks.none)) == self.ranks.none:
+                return ids
+            at = np.flatnonzero(ranks == best)
+            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
+            ids[at] = 256 + best
+            ids = np.delete(ids, at + 1)
+
+
+class PairRanks:
+    """The ranks of pairs of tokens: how early each was learned.
+
+    In a table; if pairs collide there, one has the place, and the others, which are few, are in a
+    dictionary.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.none = len(pairs)  # the rank of all other pairs
+        flat = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs))
+        keys = self.keys(*flat.reshape(-1, 2).T)
+        self.table = Table(1, 4 << len(pairs).bit_length())
+        self.table.numbers[:] = self.none
+        self.table.put(np.arange(self.none), keys)
+        _, hit = self.table.look_up(keys)
+        others = np.flatnonzero(~hit)
+        self.others = dict(zip(keys[others].tolist(), others.tolist()))
+        self.shared = np.zeros(len(self.table.numbers), bool)
+        self.shared[self.table.places([keys[others]])] = True
+
+    def keys(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """A number for each pair."""
+        return (left << 32 | right).view(np.uint64)
+
+    def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The rank of each pair of tokens (N,) int64, (N,) int64."""
+        keys = self.keys(left, right)
+        ranks, hit = self.table.look_up(keys)
+        missed = np.flatnonzero(~hit)
+        ranks[missed] = self.none
+        again = missed[self.shared.take(self.table.places([keys[missed]]))]
+        ranks[again] = [self.others.get(key, self.none) for key in keys[again].tolist()]
+        return ranks.astype(np.int64)
+
+
+class Rows:
+    """Non-empty rows of ids of different lengths, stored one after the other."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.count, self.used = 0, 0
+        self.ids, self.firsts = np.zeros((2, 1), dtype)
+        self.starts, self.lengths = np.zeros(1, np.int64), np.zeros(1, np.int32)
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add rows of `lengths` (N,), whose concatenated ids are (sum of lengths,)."""
+        starts = np.cumsum(lengths) - lengths
+        self.firsts = extended(self.firsts, self.count, ids[starts])
+        starts += self.used
+        self.ids = extended(self.ids, self.used, ids)
+        self.starts = extended(self.starts, self.count, starts)
+        self.lengths = extended(self.lengths, self.count, lengths)
+        self.count, self.used = self.count + len(lengths), self.used + len(ids)
+
+    def lay(self, numbers: np.ndarray) -> np.ndarray:
+        """The ids of the rows with these `numbers` (N,), concatenated. Most rows have one id, so
+        all first ids are laid at once, around the rest of the longer rows."""
+        longer = np.flatnonzero(self.lengths.take(numbers) > 1)
+        rows = numbers[longer]
+        more = self.lengths[rows] - 1
+        before = np.cumsum(more) - more
+        step = np.arange(1, more.sum() + 1) - np.repeat(before, more)  # 1, 2, ...
+        targets = np.repeat(longer + before, more) + step
+        is_first = np.ones(len(numbers) + len(step), bool)
+        is_first[targets] = False
+        ids = np.empty(len(is_first), self.ids.dtype)
+        ids[is_first] = self.firsts.take(numbers)
+        ids[targets] = self.ids.take(np.repeat(self.starts[rows], more) + step)
+        return ids
+
+
+def extended(array: np.ndarray, used: int, values: np.ndarray) -> np.ndarray:
+    """`array` with `values` after its first `used` elements; when full, a larger copy of it."""
+    end = used + len(values)
+    if end > len(array):
+        array = np.concatenate((array, np.zeros(end, array.dtype)))
+    array[used:end] = values
+    return array

@@ -1,0 +1,118 @@
+"""Counting and encoding text on several cores.
+
+A worker is a separate Python process that imports this package but no model code: importing torch
+would take longer than encoding most texts. It receives its tasks on its standard input, a few
+megabytes of text at a time, and answers on its standard output. When the process that started it
+ends, for whatever reason, the worker's input ends and the worker exits. Nothing is shared, so
+nothing can leak, and it works the same on every system. Whenever the starter would have to wait for
+the workers, it works itself.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from shared.fast_bpe import worker
+from shared.files import UserError
+from shared.machine import cores
+
+
+class Worker:
+    """A process that makes a `kind(*parts)` of its own, and calls its methods."""
+
+    def __init__(self, kind: type, *parts: Any) -> None:
+        self.unsent = (kind, *parts)  # until the process runs, a long message waits
+        command = [sys.executable, str(Path(worker.__file__).resolve())]
+        one_thread = dict(os.environ, OPENBLAS_NUM_THREADS="1")  # more would start more slowly
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=one_thread, **pipes)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the method returns."""
+        try:
+            if self.unsent:
+                worker.dump(self.unsent, self.process.stdin)
+                self.unsent = None
+            worker.dump((method, *arguments), self.process.stdin)
+            return pickle.load(self.process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):  # it may have died in mid-message
+            message = "a worker process was killed (out of memory?): try --workers 1"
+            raise UserError(message) from None
+
+
+@contextmanager
+def crew(workers: int, kind: type, *parts: Any) -> Iterator[list[Worker]]:
+    """So many workers, in a `with` block."""
+    started = []
+    try:
+        for _ in range(workers):
+            started.append(Worker(kind, *parts))
+        yield started
+    finally:
+        for worker in started:
+            worker.process.kill()
+        for worker in started:
+            worker.process.communicate()  # waits, and closes its pipes
+
+
+def shared_out(
+    thing: Any, method: str, tasks: Iterable[Any], workers: list[Worker]
+) -> Iterator[Any]:
+    """What the method returns for each of the `tasks`, in order: called of `thing` in this process,
+    which works only while it would have to wait, or of what one of the `workers` made."""
+    here = getattr(thing, method)
+    if not workers:
+        yield from map(here, tasks)
+        return
+    idle, under_way = SimpleQueue(), deque()  # workers; tasks, and futures of their answers
+    for one in workers:
+        idle.put(one)
+
+    def elsewhere(task: Any) -> Any:
+        one = idle.get()
+        try:
+            return one.call(method, task)
+        finally:
+            idle.put(one)
+
+    def help_out() -> bool:
+        """Do the first task that no worker has begun; whether there was one."""
+        for i, (task, answer) in enumerate(under_way):
+            if answer.cancel():
+                under_way[i] = task, Future()
+                under_way[i][1].set_result(here(task))
+                return True
+        return False
+
+    def oldest() -> Any:
+        while not under_way[0][1].done() and help_out():
+            pass
+        return under_way.popleft()[1].result()
+
+    threads = ThreadPoolExecutor(len(workers))
+    try:
+        for task in tasks:
+            under_way.append((task, threads.submit(elsewhere, task)))
+            if len(under_way) > 2 * len(workers):
+                yield oldest()
+        while under_way:
+            yield oldest()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
+    """The `pieces`, and the number of processes worth starting for them: 1 if there are few."""
+    pieces, workers = iter(pieces), workers or cores()
+    first = deque(islice(pieces, worth_it if workers > 1 else 0))
+    workers = workers if len(first) == worth_it else 1
+    return chain((first.popleft() for _ in range(len(first))), pieces), workers  # frees them
