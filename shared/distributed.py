@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 LOST = "another process of this run ended or is unreachable: --resume continues from the checkpoint"
-among_cpus: "dist.ProcessGroup | None" = None  # what processes exchange besides gradients
+among_cpus: "dist.ProcessGroup | None" = None  # for all but gradients; see v4_modern/parallel.py
 
 
 def processes() -> int:

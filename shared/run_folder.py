@@ -37,8 +37,8 @@ def lock_metrics(out: Path) -> IO[str]:
 
 
 def open_folder(out: Path, resume: bool) -> IO[str]:
-    """The same, of a run that begins; unless it is to `resume` what is there, that is renamed: no
-    mistake may cost hours of training."""
+    """The locked metrics.jsonl of a run that begins or is to `resume`. One that begins finds its
+    folder empty: an earlier run's is renamed, since no mistake may cost hours of training."""
     begun = (out / "metrics.jsonl").exists()
     file = lock_metrics(out)
     remove_unfinished(out)
