@@ -76,7 +76,8 @@ def adamw_alone(v4: ModuleType) -> None:
 
     def make_optimizers(model: nn.Module, config: object) -> list[torch.optim.Optimizer]:
         adamw, muon = make(model, config)
-        return [adamw, v4.AdamW(muon.param_groups, betas=adamw.defaults["betas"])]
+        defaults = adamw.defaults
+        return [adamw, v4.AdamW(muon.param_groups, defaults["lr"], defaults["betas"], 0)]
 
     v4.make_optimizers = make_optimizers
 
@@ -93,7 +94,11 @@ def no_qk_norm(v4: ModuleType) -> None:
 
 
 def no_positions(v4: ModuleType) -> None:
-    v4.rotate = lambda x, turn: x
+    class Position(v4.Position):
+        def rotate(self, x: Tensor, first: int = 0) -> Tensor:
+            return x
+
+    v4.Position = Position
 
 
 def learned_positions(v4: ModuleType) -> None:
@@ -110,18 +115,13 @@ def learned_positions(v4: ModuleType) -> None:
         def add_places(self, _: nn.Module, ids: tuple[Tensor], x: Tensor) -> Tensor:
             return x + self.places.weight[self.first : self.first + x.shape[1]]
 
-        def forward(self, ids: Tensor, caches: list | None = None, **targets: Tensor) -> Tensor:
+        def forward(
+            self, ids: Tensor, targets: Tensor | None = None, caches: list | None = None
+        ) -> Tensor:
             self.first = caches[0].length if caches else 0
-            return super().forward(ids, caches, **targets)
+            return super().forward(ids, targets, caches)
 
-    make = v4.make_optimizers
-
-    def make_optimizers(model: nn.Module, config: object) -> list[torch.optim.Optimizer]:
-        adamw, muon = make(model, config)
-        adamw.add_param_group({"params": model.places.weight})
-        return [adamw, muon]
-
-    v4.LanguageModel, v4.make_optimizers = LanguageModel, make_optimizers
+    v4.LanguageModel = LanguageModel
 
 
 def feed_forward(activation: Callable[[Tensor], Tensor]) -> Callable[[ModuleType], None]:

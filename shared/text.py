@@ -35,6 +35,14 @@ def utf8(text: str | bytes) -> bytes:
         return well_formed(text).encode("utf-8")
 
 
+def special_pattern(special_tokens: Iterable[str]) -> regex.Pattern:
+    """A pattern for special tokens; of those that start at the same place, it finds the longest."""
+    if "" in special_tokens:
+        raise ValueError("an empty special token would be everywhere")
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+
+
 # ---- Cutting: a long text in pieces, so that words and special tokens stay whole ----
 
 PIECE = 1 << 22  # bytes per piece of a long text

@@ -57,6 +57,7 @@ def test_without_muon_its_matrices_move_as_under_torchs_adamw():
     ours = model.blocks[0].attention.query.weight
     (group,) = (g for g in optimizers[1].param_groups if any(p is ours for p in g["params"]))
     theirs = ours.detach().clone().requires_grad_()
+    group["lr"] *= group["scale"]  # as the training loop does
     torchs = torch.optim.AdamW(
         [theirs], 0.004, betas=group["betas"], weight_decay=group["weight_decay"]
     )
@@ -102,7 +103,7 @@ def test_without_qk_norm_longer_queries_matter():
 def test_what_knows_the_order_of_what_came_before(name, knows):
     v4 = without(name)
     x = torch.randn(1, 2, 4, 8)
-    assert torch.equal(v4.rotate(x, v4.Position(small_config(v4))(3, 4)), x)
+    assert torch.equal(v4.Position(small_config(v4)).rotate(x, 3), x)
     for module, tells in ((V4, True), (v4, knows)):
         last, other = (outputs(module, ids)[1][-1] for ids in ([1, 2, 3, 4], [3, 1, 2, 4]))
         assert torch.allclose(last, other, atol=1e-4) != tells
@@ -112,7 +113,7 @@ def test_learned_positions_are_v1s_also_with_caches():
     v4, ids = without("learned_positions"), torch.tensor([[5, 6, 7, 8]])
     model, config = random_model(v4)
     whole, caches = model(ids), [v4.Cache() for _ in model.blocks]
-    parts = [model(ids[:, :2], caches), model(ids[:, 2:3], caches), model(ids[:, 3:], caches)]
+    parts = [model(part, caches=caches) for part in (ids[:, :2], ids[:, 2:3], ids[:, 3:])]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
     v1 = load_version("v1_char_transformer")
     position = v1.Position(small_config(v1))

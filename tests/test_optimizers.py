@@ -24,7 +24,7 @@ def test_cross_entropy_equals_torchs(n, V, scale, seed):
     logits = (torch.randn(n, 3, V, dtype=torch.float64) * scale).requires_grad_()
     targets = torch.randint(V, (n, 3))
     ours, theirs = (
-        v4.cross_entropy(logits.clone(), targets),  # it overwrites them
+        v4.cross_entropy(logits, targets),
         F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(n, 3),
     )
     close(ours, theirs)
@@ -40,7 +40,7 @@ def test_a_compiled_model_has_the_same_loss_and_gradients(dtype):
     results = []
     for forward in (model, compiled):
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            loss = forward(ids, targets=targets)
+            loss = forward(ids, targets)
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for ours, theirs in zip(*results):
         close(ours, theirs, 1e-5 if dtype == torch.float32 else 2e-2)
@@ -114,8 +114,7 @@ def test_in_bfloat16_it_moves_singular_values_as_far():
         x = (x if rows > columns else x.mT) * torch.linspace(0.1, 1, columns)
         with torch.autocast("cpu", torch.bfloat16):
             y = v4.orthogonalize(x)
-        assert y.dtype == torch.bfloat16
-        values = torch.linalg.svdvals(y.float())
+        values = torch.linalg.svdvals(y)
         assert 0.5 < values.min() and values.max() < 1.6
 
 

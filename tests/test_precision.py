@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import load_version, random_model, small_config
 from test_distributed import arguments_for, needs_fork, state, together
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.faults import equal
 from shared.command_line import pick_device, pick_dtype
@@ -45,6 +46,20 @@ def test_bfloat16_learns_what_float32_does(corpus_file, tmp_path):
     assert scores["bfloat16"] != scores["float32"]
 
 
+class Products(TorchDispatchMode):
+    """The types of the results of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **options or {})
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.dtypes.append(result.dtype)
+        return result
+
+
 def test_products_are_in_bfloat16_and_nothing_else(monkeypatch):
     model, config = random_model(v4, dtype="bfloat16")
     optimizers, dtypes = v4.make_optimizers(model, config), []
@@ -60,10 +75,12 @@ def test_products_are_in_bfloat16_and_nothing_else(monkeypatch):
     model.norm.register_forward_pre_hook(lambda _, x: seen(*x) and None)  # the residual stream
     device = torch.device("cpu")
     run = SimpleNamespace(model=model, replica=model, step=0, device=device, optimizers=optimizers)
-    v4.training_step(run, torch.randint(config.vocab_size, (200,)).numpy(), config)
+    with Products() as products:
+        v4.training_step(run, torch.randint(config.vocab_size, (200,)).numpy(), config)
     stream, logits, scored, *updates = dtypes
     assert (stream, logits, scored) == (torch.float32, torch.bfloat16, torch.float32)
-    assert updates and set(updates) == {torch.bfloat16}
+    assert updates and set(updates) == {torch.float32}
+    assert len(products.dtypes) > 50 and set(products.dtypes) == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

@@ -14,7 +14,6 @@ Expect about 1.65 bits per byte on `pydocs`, in two minutes on two CPU cores.
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import chain
@@ -36,7 +35,7 @@ from shared import command_line, fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
 from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
-from shared.text import whole_words
+from shared.text import special_pattern, whole_words
 from shared.tokens import (
     cached_tokenizer,
     mapped_splits,
@@ -101,12 +100,6 @@ class Config:
 
 
 # ---- 2. Tokenizer ----
-def any_of(special_tokens: Iterable[str]) -> regex.Pattern:
-    """A pattern for special tokens; of those that start at the same place, it finds the longest."""
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
-
-
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
@@ -133,11 +126,10 @@ class Tokenizer:
         self.vocab = [bytes([byte]) for byte in self.first]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
-        self.special_tokens = {}
-        for text in dict.fromkeys(special_tokens):  # without duplicates
-            self.special_tokens[text] = len(self.vocab)
-            self.vocab.append(text.encode("utf-8"))
-        self.special = any_of(self.special_tokens)
+        special_tokens = dict.fromkeys(special_tokens)  # without duplicates
+        self.special_tokens = {text: i for i, text in enumerate(special_tokens, len(self.vocab))}
+        self.vocab += [text.encode("utf-8") for text in special_tokens]
+        self.special = special_pattern(special_tokens)
         self.vocab_size = len(self.vocab)
         self.cache: dict[str, list[int]] = {}  # word -> its ids
 
@@ -161,10 +153,11 @@ class Tokenizer:
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        special = any_of(special_tokens)
+        special = special_pattern(special_tokens)
         counts = Counter(w for text in texts for w in cls.split(text, special))
-        ordinary = ((word, count) for word, count in counts.items() if word not in special_tokens)
-        words = [(list(word.encode("utf-8")), count) for word, count in ordinary]
+        for token in special_tokens:
+            del counts[token]  # not learned from
+        words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
         for i, (ids, count) in enumerate(words):
@@ -299,6 +292,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
 
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
+    command_line.given_tokenizer(Tokenizer, config)  # UserError now, not after the corpus
     corpus = load_corpus(config.data)
     is_long, vocab_size = corpus.train_bytes > fast_bpe.LONG, config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer
@@ -707,16 +701,15 @@ def load_checkpoint(run: Run) -> None:
 
 
 # ---- 13. Training loop ----
-def mixed_precision(device: torch.device, config: Config) -> AbstractContextManager:
-    """Matrix products, and what lies between two, in `config.dtype`. Weights, residual stream and
-    loss stay float32, or small updates would be lost (Micikevicius et al. 2018, section 3.1)."""
-    dtype = command_line.pick_dtype(config.dtype, device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
 def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     """Take one optimizer step on `accumulation_steps` batches; return their mean loss, (), still on
-    the device, since reading it would wait for the GPU. Each process gets a share of each batch."""
+    the device, since reading it would wait for the GPU. Each process gets a share of each batch.
+
+    Matrix products, and what lies between two, are in `dtype`. Weights, residual stream and loss
+    stay float32, or small updates would be lost (Micikevicius et al. 2018, section 3.1).
+    """
+    in_16_bits = command_line.pick_dtype(config.dtype, run.device) == "bfloat16"
+    precision = torch.autocast(run.device.type, torch.bfloat16, enabled=in_16_bits)
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
@@ -724,7 +717,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
             parallel.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
         )
         last = (batch + 1) % batches == 0
-        with mixed_precision(run.device, config), parallel.averaging(run.replica, now=last):
+        with precision, parallel.averaging(run.replica, now=last):
             loss = run.replica.train()(inputs, targets) / batches
         loss.backward()
         total += loss.detach()
@@ -732,7 +725,7 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.step, config) * group.get("scale", 1)
-        with mixed_precision(run.device, config):  # for Muon's products
+        with precision:  # for Muon's products
             optimizer.step()
     return total
 
