@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from types import ModuleType
 from shared import command_line, fast_bpe
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_text
-from shared.run import Run, read_rows
+from shared.run import Run
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
@@ -119,6 +120,17 @@ def train(
         said = [line.strip() for line in lines if line.strip()] or ["nothing"]
         raise RunFailed(version, process.returncode, said[-1], log)
     return record(folder)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl, up to the first line that is damaged or still being written."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def record(folder: Path) -> dict:

@@ -35,6 +35,7 @@ from benchmarks.common import (
     open_run,
     pick_versions,
     plus_minus,
+    read_rows,
     source,
     spread,
     steps_for_bytes,
@@ -44,7 +45,6 @@ from benchmarks.common import (
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import Corpus, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.run import read_rows
 
 MISSED = 0.1  # a run may miss its budget of seconds by this fraction
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.common import VERSIONS, write_readme
-from shared.command_line import print_text
 from shared.files import atomic_write, write_text
 from shared.run import QUICK_BYTES
+from shared.terminal import print_text
 
 
 def save(figure: Figure, path: Path) -> None:

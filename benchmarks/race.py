@@ -28,9 +28,10 @@ from benchmarks.trainers import (
     load_nanogpt,
     parameters,
 )
-from shared.command_line import pick_dtype, print_text
+from shared.command_line import pick_dtype
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError
+from shared.terminal import print_text
 
 NANOGPT, SUBWORDS, CHARACTERS = "nanoGPT", "v4", "v4, characters"
 OURS = (SUBWORDS, CHARACTERS)

@@ -26,7 +26,8 @@ from benchmarks.common import RESULTS, load_version, markdown, on_machine, pick_
 from benchmarks.faults import SIZES, Subject, some_text
 from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.run import Run, machine_facts
+from shared.machine import machine_facts
+from shared.run import Run
 
 POINTS = 100  # measurements of a run
 SMALLER = SIZES | {"n_layers": 1, "width": 16, "head_size": 8, "feed_forward_size": 24}

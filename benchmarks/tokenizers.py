@@ -50,7 +50,7 @@ from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError, read_json, write_json
-from shared.run import machine_facts
+from shared.machine import machine_facts
 from v4_modern.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -40,6 +40,7 @@ from benchmarks.common import (
     markdown,
     on_machine,
     peak_memory,
+    read_rows,
 )
 from benchmarks.pictures import axes_of, colour, publish
 from benchmarks.trainers import (
@@ -54,7 +55,7 @@ from shared import model_table
 from shared.command_line import clear_errors, parse_options, pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.run import machine_facts, read_rows
+from shared.machine import machine_facts
 
 WARM_UP = 3  # untimed steps before the timed ones
 PEAK_SIZES = (1024, 2048)  # of the square matrices whose products give the machine's peak

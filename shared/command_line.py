@@ -7,14 +7,12 @@ import io
 import os
 import re
 import signal
-import stat
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
@@ -22,7 +20,9 @@ from tqdm import tqdm
 
 from shared import distributed
 from shared.corpora import DOWNLOADS, END_OF_TEXT, cache_folder
-from shared.files import UserError, lock, need_package, need_writable, read_json
+from shared.files import UserError, need_package, read_json
+from shared.run_folder import check_folder
+from shared.terminal import answered, ended_by, write_nowhere
 from shared.tokens import Tokenizer
 
 tqdm.pos = 0  # or a bar half built when a signal came would fail when it is deleted
@@ -69,43 +69,13 @@ def parse(
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
     if not config.sample and distributed.is_first():
-        _check_folder(Path(whole_path(config.out)))
+        check_folder(Path(whole_path(config.out)))
     return config
 
 
 def whole_path(name: str) -> str:
     """The path that `name` stands for here and now: --resume may come from another folder."""
     return os.path.realpath(os.path.expanduser(name)) if name else ""
-
-
-def _check_folder(out: Path) -> None:
-    """UserError, before any work is done, if no files can be written to `out`."""
-    need_writable(out, f"--out {out}")
-    if (out / "metrics.jsonl").exists():
-        lock_metrics(out).close()
-
-
-def lock_metrics(out: Path) -> IO[str]:
-    """The metrics.jsonl in `out`, locked and open for appending: one run at a time may write it."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = open(out / "metrics.jsonl", "a", encoding="utf-8")
-    if not lock(file):
-        file.close()
-        raise UserError(
-            f"another run is writing to {out}: wait until it ends or choose another --out"
-        )
-    if not _is_still(file, out / "metrics.jsonl"):  # another run has just renamed its folder
-        file.close()
-        raise UserError(f"another run started in {out} at the same moment: choose another --out")
-    return file
-
-
-def _is_still(file: IO, path: Path) -> bool:
-    """Whether the open `file` is the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def parse_options(
@@ -194,72 +164,44 @@ def clear_errors() -> Iterator[None]:
         write_nowhere(number)
         raise KeyboardInterrupt(number)
 
-    handlers = dict.fromkeys(ended_by(), stop)
+    numbers, handler = ended_by(), stop
     if not distributed.is_first():  # the other processes have nothing to clean up
-        handlers = dict.fromkeys((signal.SIGINT, *ended_by()), signal.SIG_DFL)
-    if threading.current_thread() is not threading.main_thread():  # Python allows it only there
-        handlers = {}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        with distributed.one_voice():
-            yield
-    except UserError as error:
-        distributed.tell_error(f"error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt as error:
-        distributed.tell_error("stopped")
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
-    except BrokenPipeError:  # the reader of our output, such as `head`, is gone
-        sys.exit(1)
-    except OSError as error:
+        numbers, handler = [signal.SIGINT, *numbers], signal.SIG_DFL
+    with answered(numbers, handler):
+        try:
+            with distributed.one_voice():
+                yield
+        except BrokenPipeError:  # the reader of our output, such as `head`, is gone
+            sys.exit(1)
+        except (Exception, KeyboardInterrupt) as error:
+            line, status = _line_and_status(error)
+            if not line:
+                raise
+            distributed.tell_error(line)
+            sys.exit(status)
+
+
+def _line_and_status(error: BaseException) -> tuple[str, int]:
+    """What to print of an error and with which status to end; no line for a fault of the code."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 128 + (error.args[0] if error.args else signal.SIGINT)
+    if isinstance(error, OSError):
         path = error.filename or "a file"
         in_cache = Path(str(path)).is_relative_to(cache_folder())
         hint = " ($LADDER_CACHE can name another folder)" if in_cache else ""
-        distributed.tell_error(f"error: {error.strerror or error}: {path}{hint}")
-        sys.exit(2 if errno.errorcode.get(error.errno) in THE_USERS.split() else 1)
-    except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if full or any(words in str(error) for words in OUT_OF_MEMORY):
-            distributed.tell_error(
-                "error: out of memory: use a smaller model, batch or context length"
-            )
-            sys.exit(2)
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = str(error).splitlines()[0]
-            distributed.tell_error(f"error: --compile: {reason}: run without it")
-            sys.exit(2)
-        if not distributed.is_of_a_lost_process(error):
-            raise
-        distributed.tell_error(f"error: {distributed.LOST} ({str(error).splitlines()[0]})")
-        sys.exit(1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ended_by() -> list[int]:
-    """The signals besides Ctrl-C's that end a run: SIGTERM, and SIGHUP (a closed terminal) unless
-    `nohup` blocks it."""
-    closed = getattr(signal, "SIGHUP", None)  # Windows has none
-    keeps_off = closed is None or signal.getsignal(closed) == signal.SIG_IGN
-    return [signal.SIGTERM] if keeps_off else [signal.SIGTERM, closed]
-
-
-def write_nowhere(number: int) -> None:
-    """If a signal says that the terminal was closed, or that nobody reads our pipe any more,
-    discard all output from now on: writing it would fail."""
-    if number == getattr(signal, "SIGHUP", None):
-        is_closed = stat.S_ISCHR  # isatty is False for a closed one
-    elif number == getattr(signal, "SIGPIPE", None):
-        is_closed = stat.S_ISFIFO
-    else:
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for output in (1, 2):
-        with contextlib.suppress(OSError):  # it may have none
-            if is_closed(os.fstat(output).st_mode):
-                os.dup2(nowhere, output)
-    os.close(nowhere)
+        status = 2 if errno.errorcode.get(error.errno) in THE_USERS.split() else 1
+        return f"error: {error.strerror or error}: {path}{hint}", status
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if full or any(words in str(error) for words in OUT_OF_MEMORY):
+        return "error: out of memory: use a smaller model, batch or context length", 2
+    reason = (str(error).splitlines() or [""])[0]
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"error: --compile: {reason}: run without it", 2
+    if distributed.is_of_a_lost_process(error):
+        return f"error: {distributed.LOST} ({reason})", 1
+    return "", 1
 
 
 def pick_device(name: str) -> str:
@@ -312,11 +254,3 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         lost = sorted({c for c in prompt if tokenizer.decode(tokenizer.encode(c)) != c})
         raise UserError(f"--prompt holds characters that the vocabulary lacks: {lost}")
     return ids
-
-
-def print_text(text: str, end: str = "\n") -> None:
-    """Print any text on any terminal: characters its encoding lacks become question marks."""
-    if sys.stdout is None:  # closed by our parent process
-        return
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)

@@ -11,34 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.command_line import pick_dtype, print_text
 from shared.files import UserError
+from shared.terminal import print_text
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; all blocks are one part
-
-# Peak dense bfloat16 TFLOP/s with float32 accumulation, from NVIDIA's data sheets and (GeForce) the
-# GA102 and AD102 whitepapers; where those are for sparse matrices, half. Names must match exactly:
-# a partitioned or laptop GPU has another peak. GPUs before 2020 have no bfloat16.
-BFLOAT16_PEAK = {
-    "NVIDIA H200": 989.5,
-    "NVIDIA H100 80GB HBM3": 989.5,
-    "NVIDIA H100 NVL": 835.5,
-    "NVIDIA H100 PCIe": 756.5,
-    "NVIDIA A100-SXM4-80GB": 312,
-    "NVIDIA A100-SXM4-40GB": 312,
-    "NVIDIA A100 80GB PCIe": 312,
-    "NVIDIA A100-PCIE-40GB": 312,
-    "NVIDIA L40S": 362,
-    "NVIDIA L4": 121,
-    "NVIDIA A10": 125,
-    "NVIDIA GeForce RTX 4090": 165.2,
-    "NVIDIA GeForce RTX 3090": 71,
-}
 
 
 @dataclass
@@ -47,8 +27,7 @@ class ModelSize:
 
     parameters: dict[str, int]  # of each part
     flops: dict[str, int]  # of each part's matrix products, per token, forward
-    forward_flops: int  # of all parts
-    training_flops: int  # the same, forward and backward
+    training_flops: int  # of all parts, forward and backward
     weights: int  # in bytes, like the fields below
     gradients: int
     optimizer_state: int
@@ -84,7 +63,6 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
     return ModelSize(
         dict(parameters),
         dict(flops),
-        forward.get_total_flops() // ids.numel(),
         training,
         sum(parameter.nbytes for parameter in model.parameters()),
         sum(parameter.grad.nbytes for parameter in model.parameters()),
@@ -101,29 +79,8 @@ def part(name: str) -> str:
 def training_flops(model: nn.Module, ids: Tensor) -> int:
     """FLOPs per token of the matrix products for `ids` (B, T), forward and backward."""
     with FlopCounterMode(display=False) as training:
-        loss_of(model, ids).backward()
+        model(ids, targets=ids).backward()  # any targets take as many
     return training.get_total_flops() // ids.numel()
-
-
-def share_of_peak(model: nn.Module, config: Any, device: torch.device) -> float | None:  # noqa: ANN401
-    """The fraction of the peak FLOP/s of `device` that one token per second takes; None if the peak
-    is unknown, or if products are not in bfloat16.
-
-    Times tokens per second, this is the model FLOPs utilization (MFU) of Chowdhery et al. 2022,
-    appendix B, in which attention counts over the whole context.
-    """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    dtype = pick_dtype(getattr(config, "dtype", "float32"), device)
-    if name not in BFLOAT16_PEAK or dtype != "bfloat16":
-        return None
-    with torch.device("meta"):
-        alike = type(model)(config).train()
-        ids = torch.zeros(1, config.context_length, dtype=torch.long)
-        return training_flops(alike, ids) / (BFLOAT16_PEAK[name] * 1e12)
-
-
-def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
-    return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
 
 
 def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
@@ -138,7 +95,8 @@ def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_of(model, torch.zeros(shape, dtype=torch.long))
+        ids = torch.zeros(shape, dtype=torch.long)
+        model(ids, targets=ids)
     return sum(memory.nbytes() for memory in kept.values())
 
 
@@ -161,7 +119,7 @@ def print_model(
     print_text(f"{'':28}{'parameters':>15}{'FLOPs a token':>18}")
     for name, count in size.parameters.items():
         print_text(f"{name:28}{count:15,}{size.flops.get(name, 0):18,}")
-    print_text(f"{'all':28}{sum(size.parameters.values()):15,}{size.forward_flops:18,}")
+    print_text(f"{'all':28}{sum(size.parameters.values()):15,}{sum(size.flops.values()):18,}")
     print_text(f"{'all, forward and backward':28}{'':15}{size.training_flops:18,}")
     batch = f"{config.batch_size:,} x {config.context_length:,} tokens"
     memory = {

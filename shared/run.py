@@ -7,21 +7,15 @@ summary.json    the results                        tokenizer.json, checkpoint.pt
 
 import dataclasses
 import errno
-import io
 import itertools
 import json
 import math
-import platform
-import re
-import shutil
 import signal
-import subprocess
 import sys
-import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,27 +25,13 @@ import torch
 from tqdm import tqdm
 
 from shared import distributed
-from shared.command_line import (
-    encode_prompt,
-    ended_by,
-    lock_metrics,
-    pick_device,
-    pick_dtype,
-    print_text,
-    write_nowhere,
-)
+from shared.command_line import encode_prompt, pick_device, pick_dtype
 from shared.corpora import END_OF_TEXT, Corpus
-from shared.files import (
-    ROOT,
-    UserError,
-    atomic_write,
-    json_sha256,
-    remove_unfinished,
-    write_json,
-    write_text,
-)
-from shared.machine import keep_freed_memory
-from shared.model_table import share_of_peak
+from shared.curves import draw_loss, event_writer, write_events
+from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
+from shared.machine import keep_freed_memory, machine_facts
+from shared.run_folder import open_folder
+from shared.terminal import answered, ended_by, print_text, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of validation text to score during training; at the end, all of it
@@ -67,9 +47,6 @@ FREE_OPTIONS = {
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
     *("print_model", "init_from", "dtype", "evaluate_every"),
 }
-# All that a run writes to its folder.
-RUN_FILES = {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoint.pt", "summary.json"}
-RUN_FILES |= {"samples.txt", "loss.png", "tensorboard"}
 
 
 class Run:
@@ -91,7 +68,6 @@ class Run:
     ) -> None:
         self.version, self.config, self.tokenizer = version, config, tokenizer
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
-        self.replica = model
         self.out = Path(config.out).resolve()  # the current folder may be renamed, or be a link
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
         self.device = torch.device(pick_device(config.device))
@@ -99,10 +75,12 @@ class Run:
         model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for matmuls not in bfloat16
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.tokens_a_step = config.batch_size * config.context_length
+        self.tokens_a_step *= getattr(config, "accumulation_steps", 1)
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []  # of the steps since the last row of training loss
         self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
-        self.clock: list[float] = []  # seconds, to measure whether compiling pays off
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the latest ones
         self.signal = 0  # the signal that asked us to stop
@@ -194,55 +172,55 @@ class Run:
     # -- training --
 
     def __enter__(self) -> "Run":
-        if self.step > self.config.steps:
+        steps = self.config.steps
+        if self.step > steps:
             raise UserError(
                 f"the run in {self.out} has made {self.step:,} steps: give --steps as many or more"
             )
         if not distributed.joined():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
+        self.until_exit = ExitStack()
         if distributed.is_first():
-            self._open_folder()
+            self._open_files()
         distributed.wait()
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows it only there
-            for number in (signal.SIGINT, *ended_by()):
-                self.handlers[number] = signal.signal(number, self._remember)
-        self.replica = distributed.replica(self.model)
-        self.share_of_peak = share_of_peak(self.model, self.config, self.device)
+        stops = signal.SIGINT, *ended_by()
+        self.until_exit.enter_context(answered(stops, self._remember))
         self.began = self.step
         self.timed = self.step, self.seconds  # where the last measurement of speed ended
         self._announce()
-        steps = self.config.steps
-        self.bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
+        bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
+        self.bar = self.until_exit.enter_context(bar)
         return self
 
-    def _open_folder(self) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.until_exit.close()
+        if kind and self.metrics_file:  # else `finish` still needs its lock
+            self.metrics_file.close()
+
+    def _open_files(self) -> None:
         """Write the files with which a run begins."""
-        begun = self.metrics.exists()
-        self.metrics_file = lock_metrics(self.out)
-        remove_unfinished(self.out)
-        if not self.config.resume and self._holds_files(begun):
-            self.metrics_file.close()  # Windows does not rename a folder with an open file
-            if not begun:
-                self.metrics.unlink()  # ours
-            self._keep_earlier_run()
-            self.metrics_file = lock_metrics(self.out)
+        self.metrics_file = open_folder(self.out, self.config.resume)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         self.tokenizer.save(self.out / "tokenizer.json")
         self.metrics_file.truncate(0)
         self.metrics_file.writelines(json.dumps(row) + "\n" for row in self.rows)
         self.drawn = perf_counter()
         if self.config.tensorboard:
-            self.events = event_writer(self.out / "tensorboard", self.rows)
+            events = event_writer(self.out / "tensorboard", self.rows)
+            self.events = self.until_exit.enter_context(events)
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self.bar.close()
-        if self.events:
-            self.events.close()
-        if kind and self.metrics_file:
-            self.metrics_file.close()
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+    def _announce(self) -> None:
+        config, corpus, n = self.config, self.corpus, distributed.processes()
+        together = f", {n} processes" if n > 1 else ""
+        is_long = corpus.val_bytes > QUICK_BYTES
+        quick = f" (until the end, only {QUICK_BYTES:,})" if is_long else ""
+        print_text(
+            f"{self.version}: {self.parameters:,} parameters, {config.vocab_size:,} tokens in "
+            f"the vocabulary, context of {config.context_length:,}, on {self.device}{together}\n"
+            f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
+            f"{corpus.val_bytes:,} to validate{quick}, sha256 {corpus.sha256[:16]}\n"
+            f"{config.steps:,} steps of {self.tokens_a_step:,} tokens, into {self.out}"
+        )
 
     def _remember(self, number: int, _: object) -> None:
         # A second Ctrl-C or SIGTERM stops at once. SIGHUP may come twice: the shell sends it, too.
@@ -266,49 +244,6 @@ class Run:
         """UserError if the folder is gone: a new one would hold only part of the run."""
         if not self.metrics.exists():
             raise UserError(f"{self.out} is gone: it was moved or removed during the run")
-
-    def _holds_files(self, begun: bool) -> bool:
-        """Whether the folder has files of a run, or with such names, not counting those of a run
-        that was `begun` but ended before its first checkpoint, when metrics.jsonl had no rows."""
-        if self.metrics.stat().st_size:
-            return True
-        names = RUN_FILES - {"metrics.jsonl"}
-        if begun:
-            names -= {"config.json", "tokenizer.json", "tensorboard"}
-        return any((self.out / name).exists() for name in names)
-
-    def _keep_earlier_run(self) -> None:
-        """Rename the folder of an earlier run: no mistake may cost hours of training. UserError if
-        other files would be renamed with it."""
-        others = {path.name for path in self.out.glob("[!.]*")} - RUN_FILES
-        if others:
-            other = f"{self.out} holds a run and other files, such as {min(others)}"
-            raise UserError(f"{other}: choose another --out")
-        names = (self.out.with_name(f"{self.out.name}-{n}") for n in itertools.count(1))
-        kept = next(path for path in names if not path.exists())
-        self.out.rename(kept)
-        print_text(f"what was in {self.out} is now in {kept}")
-
-    def _announce(self) -> None:
-        config, corpus, n = self.config, self.corpus, distributed.processes()
-        together = f", {n} processes" if n > 1 else ""
-        is_long = corpus.val_bytes > QUICK_BYTES
-        quick = f" (until the end, only {QUICK_BYTES:,})" if is_long else ""
-        print_text(
-            f"{self.version}: {self._parameters():,} parameters, {config.vocab_size:,} tokens in "
-            f"the vocabulary, context of {config.context_length:,}, on {self.device}{together}\n"
-            f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
-            f"{corpus.val_bytes:,} to validate{quick}, sha256 {corpus.sha256[:16]}\n"
-            f"{config.steps:,} steps of {self._tokens_a_step():,} tokens, into {self.out}"
-        )
-
-    def _parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def _tokens_a_step(self) -> int:
-        config = self.config
-        accumulation = getattr(config, "accumulation_steps", 1)
-        return config.batch_size * config.context_length * accumulation
 
     def is_done(self) -> bool:
         """Whether all steps have been taken."""
@@ -354,32 +289,11 @@ class Run:
         if self.device.type == "cpu" or self.step % LOG_EVERY == 0:
             self._read_losses()
         self._show(self.bar.update)
-        if getattr(self.config, "compile", False):
-            self._time_compiled_steps()
         if self.step % LOG_EVERY == 0:
-            self._log_training_loss(learning_rate)
-
-    def compile_is_due(self) -> bool:
-        """Whether to compile the model now: after enough steps to time them uncompiled."""
-        return self.config.compile and self.step - self.began == 2 * LOG_EVERY
-
-    def _time_compiled_steps(self) -> None:
-        """Read the clock four times, every LOG_EVERY steps: the first interval is uncompiled, the
-        second includes compiling, the third is compiled. Then print whether that pays off."""
-        if (self.step - self.began) % LOG_EVERY or len(self.clock) == 4:
-            return
-        self._read_losses()  # waits for the GPU
-        self.clock.append(self.seconds)
-        if len(self.clock) == 4 and distributed.is_first():
-            before, compiling, after = (b - a for a, b in itertools.pairwise(self.clock))
-            compiling -= after
-            saved = (before - after) / LOG_EVERY
-            pays = f"pays after {compiling / saved:,.0f} steps" if saved > 0 else "does not pay"
-            before, after = (f"{1000 * seconds / LOG_EVERY:.1f} ms" for seconds in (before, after))
-            self._show(
-                self.bar.write,
-                f"compiled in {compiling:.0f} s; a step takes {after} instead of {before}: {pays}",
-            )
+            row = {"step": self.step, "train_loss": sum(self.losses) / len(self.losses)}
+            row |= {"learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
+            self._append_row(row)
+            self.losses = []
 
     def _read_losses(self) -> None:
         """Read the pending losses, averaged over all processes."""
@@ -401,12 +315,6 @@ class Run:
         self.unread = []
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
 
-    def _log_training_loss(self, learning_rate: float) -> None:
-        row = {"step": self.step, "train_loss": sum(self.losses) / len(self.losses)}
-        row |= {"learning_rate": learning_rate, "seconds": round(self.seconds, 3)}
-        self._append_row(row)
-        self.losses = []
-
     def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
         """Record and print how well the model predicts `tokens` (N,).
 
@@ -419,40 +327,34 @@ class Run:
         lengths, n = token_lengths(self.tokenizer), len(tokens)
         parts = (tokens[i : i + SLICE].astype(np.int64) for i in range(1, n, SLICE))
         loss = nats / sum((lengths[part] > 0).sum().item() for part in parts)
-        scores = {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
-        scores["bits_per_byte"] = nats / math.log(2) / n_bytes
-        scores["scored_bytes"] = n_bytes
-        self.scores = scores
-        row = {"step": self.step} | scores | {"scored_tokens": len(tokens) - 1}
-        speed = self._speed()
-        self._append_row(row | {"seconds": round(self.seconds, 3)} | speed)
+        self.scores = {
+            "val_loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "bits_per_byte": nats / math.log(2) / n_bytes,
+            "scored_bytes": n_bytes,
+        }
+        speed = self.speed(self.step - self.timed[0], self.seconds - self.timed[1])
+        self.timed = self.step, self.seconds
+        seconds = round(self.seconds, 3)
+        self._append_row(
+            {"step": self.step, **self.scores, "scored_tokens": n - 1, "seconds": seconds, **speed}
+        )
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
         self._show(
             self.bar.write,
-            f"step {self.step:>6,} | train loss {train_loss} | val loss {scores['val_loss']:.4f} | "
-            f"perplexity {scores['perplexity']:8.2f} | bits per byte {scores['bits_per_byte']:.4f} "
-            f"| {self.seconds:5.0f} s"
+            f"step {self.step:>6,} | train loss {train_loss} | val loss {loss:.4f} | "
+            f"perplexity {self.scores['perplexity']:8.2f} | "
+            f"bits per byte {self.scores['bits_per_byte']:.4f} | {self.seconds:5.0f} s"
             + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
             + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else ""),
         )
         distributed.wait()  # the others wait in evaluation_is_due
 
-    def _speed(self) -> dict[str, float]:
-        """Tokens per second since the last scores and, if the GPU's peak is known, the fraction of
-        all GPUs' peak that this takes (MFU)."""
-        steps, seconds = self.step - self.timed[0], self.seconds - self.timed[1]
-        self.timed = self.step, self.seconds
-        if not (steps and seconds):
-            return {}
-        return self._speed_of(steps * self._tokens_a_step() / seconds)
-
-    def _speed_of(self, tokens_per_second: float) -> dict[str, float]:
-        speed = {"tokens_per_second": round(tokens_per_second, 1)}
-        if self.share_of_peak:
-            share = tokens_per_second * self.share_of_peak / distributed.processes()
-            speed["mfu"] = round(share, 4)
-        return speed
+    def speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """Tokens per second of `steps` that took `seconds`, as rows and summary have it."""
+        rate = steps * self.tokens_a_step / seconds if seconds else 0
+        return {"tokens_per_second": round(rate, 1)} if rate else {}
 
     def _append_row(self, row: dict) -> None:
         if not distributed.is_first():
@@ -493,13 +395,11 @@ class Run:
         print_text("Type the start of a text, then Enter (Enter alone: a new text); Ctrl-D quits.")
         for seed in itertools.count(self.config.seed):
             try:
-                prompt = input("> ")
+                self.config = dataclasses.replace(self.config, prompt=input("> "), seed=seed)
+                self._print_pieces(generate)
             except EOFError:
                 print()
                 return
-            try:
-                self.config = dataclasses.replace(self.config, prompt=prompt, seed=seed)
-                self._print_pieces(generate)
             except UserError as error:
                 print_text(f"error: {error}")
 
@@ -540,17 +440,15 @@ class Run:
 
     def _summary(self, corpus_tokens: int) -> dict:
         config, corpus = self.config, self.corpus
-        tokens = self.step * self._tokens_a_step()
+        tokens, known = (
+            self.step * self.tokens_a_step,
+            ("name", "sha256", "train_bytes", "val_bytes"),
+        )
         return {
             "version": self.version,
-            "corpus": {
-                "name": corpus.name,
-                "sha256": corpus.sha256,
-                "train_bytes": corpus.train_bytes,
-                "val_bytes": corpus.val_bytes,
-            },
+            "corpus": {name: getattr(corpus, name) for name in known},
             "vocab_size": config.vocab_size,
-            "parameters": self._parameters(),
+            "parameters": self.parameters,
             "context_length": config.context_length,
             "batch_size": config.batch_size,
             "steps": self.step,
@@ -558,7 +456,7 @@ class Run:
             "train_bytes": round(tokens * corpus.train_bytes / corpus_tokens),
             "seconds": round(self.seconds, 3),
             "tokens_per_second": None,
-            **(self._speed_of(tokens / self.seconds) if self.seconds else {}),
+            **self.speed(self.step, self.seconds),
             **self.scores,
             "device": str(self.device),
             "processes": distributed.processes(),
@@ -566,36 +464,6 @@ class Run:
             "seed": config.seed,
             **machine_facts(),
         }
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl, up to the first line that is damaged or still being written."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tensorboard is optional
-    """A writer of TensorBoard event files in `folder`, which then holds exactly `rows`: later rows
-    of a resumed run will be written again."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)
-    events = SummaryWriter(str(folder))
-    for row in rows:
-        write_events(events, row)
-    return events
-
-
-def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
-    """Write a scalar for each value in a row of metrics.jsonl, at its step."""
-    for name, value in row.items():
-        if name != "step":
-            events.add_scalar(name, value, row["step"])
 
 
 def checked_progress(progress: dict) -> dict:
@@ -615,65 +483,3 @@ def all_finite(state: Any) -> bool:  # noqa: ANN401
         return bool(state.isfinite().all())
     parts = state.values() if isinstance(state, dict) else state
     return not isinstance(state, dict | list) or all(map(all_finite, parts))
-
-
-def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
-    """Plot loss and bits per byte against steps.
-
-    Scores on the first part of the validation text are a line; scores on all of it are a star.
-    """
-    from matplotlib.figure import Figure  # pyplot may need a display, or draw into a notebook
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    whole = max(row.get("scored_tokens", 0) for row in rows)
-    some = min(row.get("scored_tokens", whole) for row in rows)
-    for axes, name, label, style, scored in (
-        (left, "train_loss", "training", "C0-", None),
-        (left, "val_loss", "validation", "C1.-", some),
-        (left, "val_loss", "validation, all of it", "C1*", whole),
-        (right, "bits_per_byte", "validation", "C1.-", some),
-        (right, "bits_per_byte", "validation, all of it", "C1*", whole),
-    ):
-        of_kind = [r for r in rows if name in r and r.get("scored_tokens") == scored and r["step"]]
-        if of_kind and not (style == "C1*" and some == whole):
-            axes.plot([r["step"] for r in of_kind], [r[name] for r in of_kind], style, label=label)
-    left.set(xlabel="step", ylabel="loss (nats per token)")
-    right.set(xlabel="step", ylabel="bits per byte")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    with atomic_write(picture) as file:
-        file.write(buffer.getvalue())
-
-
-def cpu_name() -> str:
-    """The model name of this machine's processor, or at least its architecture."""
-    try:
-        known = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # only on Linux
-    except OSError:
-        known = ""
-    name = re.search(r"^model name\s*:\s*(.+)", known, re.MULTILINE)
-    return name[1] if name else platform.processor() or platform.machine()
-
-
-def machine_facts() -> dict[str, Any]:
-    """What a result depends on besides the config: versions, the machine, and the commit."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
-        commit = commit.stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "commit": commit,
-    }

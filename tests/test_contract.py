@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+import shared.machine
 import shared.run
 from benchmarks.faults import equal, read_run
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, well_formed
@@ -414,7 +415,7 @@ def test_changed_files_show_in_the_commit(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("1")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "1"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(shared.run, "ROOT", tmp_path)
-    clean = shared.run.machine_facts()["commit"]
+    monkeypatch.setattr(shared.machine, "ROOT", tmp_path)
+    clean = shared.machine.machine_facts()["commit"]
     (tmp_path / "file").write_text("2")
-    assert len(clean) == 40 and shared.run.machine_facts()["commit"] == clean + "-dirty"
+    assert len(clean) == 40 and shared.machine.machine_facts()["commit"] == clean + "-dirty"

@@ -11,13 +11,16 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_version, small_arguments, small_config
 
-from shared import distributed, model_table
+from shared import distributed
 from shared.files import UserError, read_json
 from shared.run import LOG_EVERY, Run
+from v4_modern import parallel
+from v4_modern.run import share_of_peak
 
 v4 = load_version("v4_modern")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
@@ -157,7 +160,7 @@ def test_a_compiled_model_is_cut_where_gradients_are_sent(corpus_file, tmp_path,
 
         torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 10_000  # the rest is sent by itself
         v4.LanguageModel.compile = lambda model: torch.nn.Module.compile(model, backend=backend)
-        Run.compile_is_due = lambda run: run.step == 2
+        v4.Run.compile_is_due = lambda run: run.step == 2
         v4.main([*arguments_for(corpus_file, tmp_path / "run"), "--compile"])
         assert len(parts) > 1
 
@@ -188,11 +191,11 @@ def test_all_processes_end_with_the_same_weights(corpus_file, tmp_path):
 @needs_fork
 def test_values_and_windows_are_those_of_all(tmp_path):
     def work(rank):
-        distributed.join(3, "cpu")
+        parallel.join(3, "cpu")
         mean, highest = distributed.mean([1.0, float(rank)]), distributed.highest(rank)
         assert (mean, highest) == ([1, 1], 2)
         ids = torch.arange(12).view(6, 2)
-        assert distributed.my_share(ids, ids.device).tolist() == ids[[rank, rank + 3]].tolist()
+        assert parallel.my_share(ids, ids.device).tolist() == ids[[rank, rank + 3]].tolist()
 
     ends = together(3, tmp_path, work)
     assert [end.status for end in ends] == [0] * 3, [end.err for end in ends]
@@ -203,9 +206,9 @@ def test_gradients_are_exchanged_once_a_step(tmp_path):
     """And are those of the whole batch, for windows numbered 0 to 7 in two batches of four."""
 
     def work(rank):
-        distributed.join(4, "cpu")
+        parallel.join(4, "cpu")
         model, exchanged = torch.nn.Linear(1, 1, bias=False), []
-        replica = distributed.replica(model)
+        replica = parallel.replica(model)
 
         def exchange(_, bucket):
             exchanged.append(bucket.buffer().clone())
@@ -215,8 +218,8 @@ def test_gradients_are_exchanged_once_a_step(tmp_path):
         replica.register_comm_hook(None, exchange)
         for batch in range(2):
             windows = torch.arange(8.0).view(2, 4, 1)[batch]
-            share = distributed.my_share(windows, windows.device)
-            with distributed.averaging(replica, now=batch == 1):
+            share = parallel.my_share(windows, windows.device)
+            with parallel.averaging(replica, now=batch == 1):
                 loss = replica(share).mean() / 2
             loss.backward()
         assert len(exchanged) == 1 and exchanged[0].item() == (3.0, 4.0)[rank]  # 0 2 4 6, 1 3 5 7
@@ -236,8 +239,8 @@ def test_a_model_is_shown_also_under_torchrun(monkeypatch, capsys):
 
 def test_one_process_shares_with_nobody():
     stack = torch.randn(2, 3, 4)
-    assert distributed.replica(model := torch.nn.Linear(2, 2)) is model
-    assert distributed.my_share(stack, stack.device).shape == stack.shape
+    assert parallel.replica(model := torch.nn.Linear(2, 2)) is model
+    assert parallel.my_share(stack, stack.device).shape == stack.shape
 
 
 # ---- ends ----
@@ -331,7 +334,7 @@ def test_what_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device, words in (("mps", "in one process"), ("cuda", "this machine has 1 GPU")):
         with pytest.raises(UserError, match=words):
-            distributed.join(4, device)
+            parallel.join(4, device)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM on Windows")
@@ -365,7 +368,7 @@ def lazy_run(corpus_file, folder) -> Run:
     """A run that takes its device for a GPU when it has begun."""
     config = small_config(v4, data=str(corpus_file), out=str(folder), steps=40)
     tokenizer, corpus, _, _ = v4.load_data(config)
-    return Run("v4_modern", config, tokenizer, v4.LanguageModel(config), [None], corpus)
+    return v4.Run("v4_modern", config, tokenizer, v4.LanguageModel(config), [None], corpus)
 
 
 def test_losses_on_a_gpu_are_read_when_they_are_logged(corpus_file, tmp_path):
@@ -392,16 +395,15 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
     with lazy_run(corpus_file, tmp_path) as run:
         cuda, in_float32 = torch.device("cuda"), replace(run.config, dtype="float32")
         run.config = replace(run.config, dtype="bfloat16")
-        assert model_table.share_of_peak(run.model, in_float32, cuda) is None
-        run.share_of_peak = model_table.share_of_peak(run.model, run.config, cuda)
-        assert run._speed() == {}
-        for _ in range(4):
-            run.log_step(1.0, 0.1, 0.0)
-        run.seconds = 0.5  # no time but this
-        speed = run._speed()
-        assert speed["tokens_per_second"] == 4 * 64 / 0.5
-        run.seconds, run.step = 1e-9, 1
-        run.timed = 0, 0.0
+        assert share_of_peak(run.model, in_float32, cuda) is None
+        run.share_of_peak = share_of_peak(run.model, run.config, cuda)
+        assert run.speed(0, 0.0) == {}
+        for _ in range(2):  # the second time, since the first
+            for _ in range(4):
+                run.log_step(1.0, 0.1, 0.0)
+            run.seconds += 0.5  # no time but this
+            run.log_scores(np.array([0, 97, 98]), 1.0, 2)
+            assert run.rows[-1]["tokens_per_second"] == pytest.approx(4 * 64 / 0.5, rel=0.05)
         config, flops = run.config, 0
         weights = dict(run.model.named_parameters())
         for name, weight in weights.items():
@@ -409,14 +411,14 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
                 flops += 6 * weight.numel()
         T, inner = config.context_length, config.n_heads * config.head_size
         flops += 12 * config.n_layers * inner * T  # attention (Chowdhery et al. 2022, B)
-        assert run._speed()["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
+        assert run.speed(1, 1e-9)["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         monkeypatch.setattr(distributed, "processes", lambda: 4)
-        mfu = run._speed_of(4 * 64e9)["mfu"]  # on four GPUs
+        mfu = run.speed(4, 1e-9)["mfu"]  # on four GPUs
         assert mfu == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         run.metrics_file.close()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
     for device in ("cuda", "cpu"):
-        assert model_table.share_of_peak(run.model, run.config, torch.device(device)) is None
+        assert share_of_peak(run.model, run.config, torch.device(device)) is None
 
 
 @needs_gpu
@@ -426,7 +428,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(corpus_file, tmp_path):
     config = small_config(v4, **files, device="cuda", dtype="auto", steps=30, batch_size=600)
     tokenizer, corpus, tokens, _ = v4.load_data(config)
     model = v4.LanguageModel(config)
-    run = Run("v4_modern", config, tokenizer, model, [], corpus)
+    run = v4.Run("v4_modern", config, tokenizer, model, [], corpus)
     run.optimizers = v4.make_optimizers(model, config)
     with run:
         run.log_step(v4.training_step(run, tokens, config), 0.1, 0.0)  # what is set up once
@@ -470,5 +472,5 @@ def test_the_first_of_each_machine_works_before_the_others(rank, local, waits, m
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     waited = []
-    monkeypatch.setattr(distributed, "wait", lambda: waited.append(1))
-    assert distributed.in_turn(lambda: len(waited)) == waits and len(waited) == 3
+    monkeypatch.setattr(parallel, "wait", lambda: waited.append(1))
+    assert parallel.in_turn(lambda: len(waited)) == waits and len(waited) == 3

@@ -14,8 +14,9 @@ from conftest import VERSIONS, by_characters, load_version, small_arguments
 from tqdm import tqdm
 
 from shared import corpora
-from shared.command_line import clear_errors, lock_metrics
+from shared.command_line import clear_errors
 from shared.files import UserError
+from shared.run_folder import lock_metrics
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ def test_a_run_that_another_renamed_before_it_was_locked(tmp_path, monkeypatch):
         (tmp_path / "run").rename(tmp_path / "run-1")
         return True
 
-    monkeypatch.setattr("shared.command_line.lock", slow)
+    monkeypatch.setattr("shared.run_folder.lock", slow)
     with pytest.raises(UserError, match="at the same moment"):
         lock_metrics(tmp_path / "run")
 

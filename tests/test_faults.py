@@ -27,9 +27,10 @@ from tqdm import tqdm
 from benchmarks import faults, soak
 from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
-from shared.command_line import load_config, lock_metrics
+from shared.command_line import load_config
 from shared.files import UserError, read_json
 from shared.run import Run
+from shared.run_folder import lock_metrics
 from shared.tokens import open_token_file
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
@@ -266,7 +267,7 @@ def test_nobody_reads_any_more(subject, tmp_path, monkeypatch, error, method):
 def test_nothing_is_written_to_what_is_closed(name):
     import pty
 
-    code = "import signal, sys; from shared.command_line import write_nowhere; print('before', "
+    code = "import signal, sys; from shared.terminal import write_nowhere; print('before', "
     code += f"flush=True); write_nowhere(signal.{name}); print('after', flush=True)"
     ours, theirs = pty.openpty() if name == "SIGHUP" else os.pipe()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=theirs, stderr=theirs)

@@ -73,12 +73,13 @@ def test_no_version_imports_another(name):
     """Only what stands beside it in its own folder, and that imports no version."""
     for node in ast.walk(ast.parse(source(name))):
         modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            modules += [f"{node.module}.{a.name}" for a in node.names]
         for module in modules:
-            beside = module.startswith(f"{name}.") and module != f"{name}.train"
+            beside = re.match(rf"{name}\.(?!train\b)", module)
             assert beside or not re.match(r"v\d|benchmarks|tests", module)
 
 
 def test_shared_imports_nothing_of_the_versions():
-    for path in (ROOT / "shared").glob("*.py"):
+    for path in (ROOT / "shared").rglob("*.py"):
         assert not re.search(r"(?m)^(from|import) (v\d|benchmarks|tests)", path.read_text("utf-8"))

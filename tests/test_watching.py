@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, by_characters, load_version, small_arguments, small_config
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -19,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.flop_counter import FlopCounterMode
 
 import shared.run
-from shared import model_table
-from shared.command_line import print_text
 from shared.model_table import measure
 from shared.run import Run
+from shared.terminal import print_text
 from shared.tokens import decode_pieces
+from v4_modern.run import BFLOAT16_PEAK
 
 BYTES = load_version("v2_bpe_rope").Tokenizer.train(["no pair twice"], 257)  # a token is a byte
 
@@ -232,7 +231,7 @@ def test_the_table_is_what_torch_reports_of_a_real_model(version):
     ids = torch.randint(300, (config.batch_size, config.context_length))
 
     def loss_of():
-        return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+        return model(ids, ids)
 
     assert size.activations == saved_bytes(model, loss_of)
     loss_of().backward()
@@ -244,13 +243,12 @@ def test_the_table_is_what_torch_reports_of_a_real_model(version):
     assert sum(size.parameters.values()) == sum(p.numel() for p in parameters)
     assert size.weights == size.gradients == sum(p.numel() * p.element_size() for p in parameters)
     assert size.optimizer_state == sum(t.numel() * t.element_size() for t in tensors)
-    assert sum(size.flops.values()) == size.forward_flops
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the one torch counts
         with FlopCounterMode(display=False) as forward:
             model(ids)
         with FlopCounterMode(display=False) as training:
             loss_of().backward()
-    assert size.forward_flops == forward.get_total_flops() // ids.numel()
+    assert sum(size.flops.values()) == forward.get_total_flops() // ids.numel()
     assert size.training_flops == training.get_total_flops() // ids.numel()
 
 
@@ -278,7 +276,7 @@ def test_the_table_is_what_a_hand_counts():
     }
     adamw, muon = size.parameters["embedding"] * 2 + 5 * C + 4 * D, 2 * (attention + feed_forward)
     assert size.optimizer_state == 4 * (2 * adamw + muon)
-    assert size.training_flops == 3 * size.forward_flops
+    assert size.training_flops == 3 * sum(size.flops.values())
 
 
 def test_print_model_trains_nothing(version, corpus_file, tmp_path, capsys):
@@ -335,4 +333,4 @@ def test_any_text_is_printed_at_once_on_any_terminal(monkeypatch):
 def test_peaks_are_those_of_the_data_sheets():
     """Dense, without sparsity."""
     sheets = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989.5}
-    assert sheets.items() <= model_table.BFLOAT16_PEAK.items()
+    assert sheets.items() <= BFLOAT16_PEAK.items()

@@ -23,10 +23,10 @@ from shared.command_line import (
     clear_errors,
     load_tokenizer,
     parse_options,
-    print_text,
 )
 from shared.corpora import read_pieces
 from shared.files import UserError, need_writable
+from shared.terminal import print_text
 from shared.text import whole_words
 from shared.tokens import encode_file
 from v4_modern.train import Tokenizer

@@ -15,12 +15,12 @@ from typing import Annotated
 import tyro
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-from train import VERSION, Config, LanguageModel, Tokenizer, load_checkpoint
+from train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoint
 
 from shared import command_line
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json, write_text
-from shared.run import Run
+from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import save_hugging_face
 
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     with command_line.clear_errors():
         options = command_line.parse_options(Options, arguments)
         export(options.run, options.out)
-        command_line.print_text(f"{options.run} is now a Hugging Face folder: {options.out}")
+        print_text(f"{options.run} is now a Hugging Face folder: {options.out}")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,10 @@ from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
-from shared import command_line, distributed, fast_bpe
+from shared import command_line, fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
 from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
-from shared.run import Run
 from shared.text import special_pattern, whole_words
 from shared.tokens import (
     cached_tokenizer,
@@ -44,8 +43,10 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+from v4_modern import parallel
 from v4_modern.model_files import load_weights
 from v4_modern.options import parse
+from v4_modern.run import Run
 from v4_modern.tokenizer_files import load_hugging_face
 
 
@@ -714,10 +715,10 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
         inputs, targets = (
-            distributed.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
+            parallel.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
         )
         last = (batch + 1) % batches == 0
-        with precision, distributed.averaging(run.replica, now=last):
+        with precision, parallel.averaging(run.replica, now=last):
             loss = run.replica.train()(inputs, targets) / batches
         loss.backward()
         total += loss.detach()
@@ -732,8 +733,8 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
 
 def train(config: Config) -> dict:
     """Train a model, write the run to `config.out`, and return its summary."""
-    distributed.join(config.batch_size, command_line.pick_device(config.device))
-    tokenizer, corpus, train_tokens, val_tokens = distributed.in_turn(lambda: load_data(config))
+    parallel.join(config.batch_size, command_line.pick_device(config.device))
+    tokenizer, corpus, train_tokens, val_tokens = parallel.in_turn(lambda: load_data(config))
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
@@ -749,7 +750,7 @@ def train(config: Config) -> dict:
                 save_checkpoint(run)
             if run.evaluation_is_due():
                 part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
-                B //= distributed.processes()  # a larger one may not fit
+                B //= parallel.processes()  # a larger one may not fit
                 run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
             if run.is_done():
                 break
