@@ -100,7 +100,7 @@ def test_two_at_the_same_time_have_workers_of_their_own(started):
 def test_workers_that_get_nothing(started):
     alone = fast_bpe.count_words([TEXT], SPECIAL, 1)
     shared = fast_bpe.count_words([TEXT], SPECIAL, 5)
-    assert len(started) == 4 and dict(zip(*shared)) == dict(zip(*alone))
+    assert len(started) == 4 and shared == alone
     assert [ids.tolist() for ids in new_encoder().encode_texts(["ab"], 3)] == [[*b"ab"]]
 
 

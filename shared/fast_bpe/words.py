@@ -87,30 +87,17 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Set the kind of all bytes of each multi-byte character; return the first and the last byte of
     each that is blank."""
     byte = np.frombuffer(data, np.uint8)
-    first = np.flatnonzero(byte >= 0xC0)
-    lead, *rest = (byte.take(first + i, mode="clip").astype(np.int32) for i in range(4))
-    if (lead > 0xF4).any():
-        raise ValueError("bytes that UTF-8 never has: these are not texts")
-    size = 2 + (lead >= 0xE0).astype(np.int8) + (lead >= 0xF0)
-    a, b, c = (bits & 0x3F for bits in rest)
-    codes = np.choose(
-        size - 2,
-        (
-            (lead & 0x1F) << 6 | a,
-            (lead & 0x0F) << 12 | a << 6 | b,
-            (lead & 0x07) << 18 | a << 12 | b << 6 | c,
-        ),
-    )
+    at = np.flatnonzero(byte >= 0x80)  # without the others, it is a text, too
+    byte = byte[at]
+    codes = np.frombuffer(byte.tobytes().decode("utf-8").encode("utf-32-le"), np.uint32)
+    for code in set(codes[kind_of_code[codes] == UNKNOWN].tolist()):
+        kind_of_code[code] = kind_of(chr(code))
     of_code = kind_of_code[codes]
-    if (of_code == UNKNOWN).any():
-        for code in set(codes[of_code == UNKNOWN].tolist()):
-            kind_of_code[code] = kind_of(chr(code))
-        of_code = kind_of_code[codes]
-    for i in range(4):
-        has = size > i
-        kinds[first[has] + i] = of_code[has]
+    first = np.flatnonzero(byte >= 0xC0)
+    size = np.diff(first, append=len(byte))
+    kinds[at] = np.repeat(of_code, size)
     blank = of_code == WHITE
-    return first[blank], (first + size - 1)[blank]
+    return at[first[blank]], at[(first + size - 1)[blank]]
 
 
 def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> None:
@@ -178,7 +165,7 @@ class WordNumbers:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
 
         Each span in `fixed`, (M, 2) starts and ends, is a word of its own, with number -1.
-        ValueError if a byte is one that UTF-8 never has: words are filled up with it.
+        ValueError if `data` is not UTF-8: words are filled up with a byte that it never has.
         """
         found = [np.zeros(0, np.int32)]
         for start, end in cuts(data, BLOCK, partial(start_of_span, spans=fixed)):
@@ -205,13 +192,33 @@ class WordNumbers:
             second = eights.take(starts + 8, mode="clip") | FILL.take(lengths - 8, mode="clip")
             found, hit = self.middle.look_up(first, second)
             new = np.flatnonzero(~hit | (lengths > 16))
-            spans = zip(starts[new].tolist(), (starts + lengths)[new].tolist())
-            found[new] = self.numbers_of_words(block[i:j] for i, j in spans)
-            new = new[lengths[new] <= 16]
-            self.middle.put(found[new], first[new], second[new])
+            found[new] = self.ask(block, *(x[new] for x in (starts, lengths, first, second)))
             short = np.flatnonzero(lengths <= 8)
             self.short.put(found[short], first[short])
             numbers[missed] = found
+        return numbers
+
+    def ask(
+        self,
+        block: bytes,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+    ) -> np.ndarray:
+        """The numbers, (N,), of words that the tables do not have, from the dictionary."""
+        asks_for = np.arange(len(starts))
+        short = np.flatnonzero(lengths <= 16)
+        self.middle.put(short, first[short], second[short])
+        one, hit = self.middle.look_up(first[short], second[short])
+        asks_for[short[hit]] = one[hit]  # one of equal words asks for all
+        asks = np.flatnonzero(asks_for == np.arange(len(starts)))
+        ends = (starts + lengths)[asks]
+        numbers = np.zeros(len(starts), np.int32)
+        spans = zip(starts[asks].tolist(), ends.tolist())
+        numbers[asks] = self.numbers_of_words(block[i:j] for i, j in spans)
+        numbers = numbers[asks_for]
+        self.middle.put(numbers[short], first[short], second[short])
         return numbers
 
     def numbers_of_words(self, words: Iterable[bytes]) -> np.ndarray:
@@ -278,14 +285,6 @@ class WordCounts:
         cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
-    def found(self) -> tuple[list[bytes], list[int]]:
-        """The distinct words so far, and how often each occurs."""
-        return self.numbers.words, self.counts.tolist()
-
-    def add_counted(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
-        """Add the counts of distinct `words`, counted elsewhere."""
-        numbers = self.numbers.numbers_of_words(words)
-        total = np.zeros(len(self.numbers.words), np.int64)
-        total[: len(self.counts)] = self.counts
-        total[numbers] += np.array(counts, np.int64)  # may be empty
-        self.counts = total
+    def found(self) -> dict[bytes, int]:
+        """How often each word occurs."""
+        return dict(zip(self.numbers.words, self.counts.tolist()))

@@ -15,10 +15,10 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from shared.fast_bpe import worker
@@ -73,41 +73,38 @@ def shared_out(
     if not workers:
         yield from map(here, tasks)
         return
-    idle, under_way = SimpleQueue(), deque()  # workers; tasks, and futures of their answers
-    for one in workers:
-        idle.put(one)
+    waiting, answers = SimpleQueue(), deque()  # tasks that nobody has begun; futures of all answers
 
-    def elsewhere(task: Any) -> Any:
-        one = idle.get()
-        try:
-            return one.call(method, task)
-        finally:
-            idle.put(one)
-
-    def help_out() -> bool:
-        """Do the first task that no worker has begun; whether there was one."""
-        for i, (task, answer) in enumerate(under_way):
-            if answer.cancel():
-                under_way[i] = task, Future()
-                under_way[i][1].set_result(here(task))
-                return True
-        return False
+    def keep_busy(one: Worker) -> None:
+        while job := waiting.get():
+            task, answer = job
+            try:
+                answer.set_result(one.call(method, task))
+            except Exception as error:
+                answer.set_exception(error)
 
     def oldest() -> Any:
-        while not under_way[0][1].done() and help_out():
-            pass
-        return under_way.popleft()[1].result()
+        with suppress(Empty):
+            while not answers[0].done():
+                task, answer = waiting.get_nowait()
+                answer.set_result(here(task))
+        return answers.popleft().result()
 
     threads = ThreadPoolExecutor(len(workers))
     try:
+        for one in workers:
+            threads.submit(keep_busy, one)
         for task in tasks:
-            under_way.append((task, threads.submit(elsewhere, task)))
-            if len(under_way) > 2 * len(workers):
+            answers.append(Future())
+            waiting.put((task, answers[-1]))
+            if len(answers) > 2 * len(workers):
                 yield oldest()
-        while under_way:
+        while answers:
             yield oldest()
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        for _ in workers:
+            waiting.put(None)
+        threads.shutdown(wait=False)
 
 
 def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
