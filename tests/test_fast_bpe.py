@@ -61,7 +61,7 @@ def test_rare_pairs_are_counted_when_their_turn_comes(words, n_merges, few):
 @pytest.mark.parametrize("few", [0, pairs.FEW])
 def test_counts_and_tokens_of_any_size(count, token, few, monkeypatch):
     monkeypatch.setattr(pairs, "FEW", few)
-    words = pairs.LinkedWords({b"ab": count, b"abc": count, b"xabc": 1})
+    words = pairs.LinkedWords([b"ab", b"abc", b"xabc"], [count, count, 1])
     a, b, c, x = b"abcx"
     assert words.total == 3 * count + 4 * count + 5
     assert words.pairs(1) == {(a, b): 2 * count + 1, (b, c): count + 1}

@@ -54,7 +54,7 @@ def learn(
     updated. Most pairs are rare and never merge: only those more frequent than `least` are kept;
     when none is left, `least` falls and all are recounted.
     """
-    words = LinkedWords(count_words(texts, special_tokens, workers))
+    words = LinkedWords(*count_words(texts, special_tokens, workers))
     vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 1000
     frequent = FrequentPairs([], least, vocab)
     for token in tqdm(range(256, 256 + n_merges), "merging", leave=False):
@@ -73,7 +73,7 @@ def learn(
 
 def count_words(
     texts: Iterable[str | bytes], special_tokens: Iterable[str], workers: int = 0
-) -> dict[bytes, int]:
+) -> tuple[list[bytes], list[int]]:
     """The distinct words of `texts`, which are not joined, and how often each occurs.
 
     Long texts are shared among `workers` processes, this one included; 0: one per core. The order
@@ -90,7 +90,7 @@ def count_words(
         for other in others:
             for word, count in other.call("found").items():
                 found[word] = found.get(word, 0) + count
-    return found
+    return list(found), list(found.values())
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:

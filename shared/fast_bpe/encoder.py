@@ -38,7 +38,7 @@ class Encoder:
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         vocab_size = 256 + len(merges) + len(special_tokens)
         self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
-        self.lock = Lock()
+        self.lock, self.rested = Lock(), []
         self.forget()
 
     def forget(self) -> None:
@@ -82,7 +82,7 @@ class Encoder:
         one included; 0: one per core. The ids do not depend on that."""
         texts, workers = enough_for(workers, texts, WORTH_ENCODING)
         texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
-        with crew(workers - 1, Encoder, *self.parts) as others:
+        with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
 
 

@@ -29,8 +29,7 @@ class LinkedWords:
         after      1   2   3   4                    1   3       4
     """
 
-    def __init__(self, words: dict[bytes, int]) -> None:
-        counts = list(words.values())
+    def __init__(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
         text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
         lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
         # Python arrays for loops; the numpy arrays `all_...` are views of the same memory. `times`

@@ -286,5 +286,7 @@ class WordCounts:
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
     def found(self) -> dict[bytes, int]:
-        """How often each word occurs."""
-        return dict(zip(self.numbers.words, self.counts.tolist()))
+        """How often each word occurs. Afterwards, none can be added: the dictionary of the words'
+        numbers becomes that of their counts, for another one would take much memory."""
+        self.numbers.known.update(zip(self.numbers.words, self.counts.tolist()))
+        return self.numbers.known

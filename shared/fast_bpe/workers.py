@@ -19,11 +19,14 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Timer
 from typing import Any
 
 from shared.fast_bpe import worker
 from shared.files import UserError
 from shared.machine import cores
+
+REST = 10  # seconds that workers wait for the next texts
 
 
 class Worker:
@@ -50,18 +53,35 @@ class Worker:
 
 
 @contextmanager
-def crew(workers: int, kind: type, *parts: Any) -> Iterator[list[Worker]]:
-    """So many workers, in a `with` block."""
-    started = []
+def crew(
+    count: int, kind: type, *parts: Any, rested: list[Worker] | None = None
+) -> Iterator[list[Worker]]:
+    """So many workers, in a `with` block, those that are `rested` first: if all goes well, they
+    stay there for some seconds, because texts that follow find their words known."""
+    workers = []
     try:
-        for _ in range(workers):
-            started.append(Worker(kind, *parts))
-        yield started
+        while len(workers) < count:
+            one = rested.pop() if rested else Worker(kind, *parts)
+            workers.append(one)
+            if one.process.poll() is not None:  # it was killed while it rested
+                end([workers.pop()])
+        yield workers
+        if workers and rested is not None:
+            rested += workers
+            workers.clear()
+            timer = Timer(REST, end, [rested])
+            timer.daemon = True
+            timer.start()
     finally:
-        for worker in started:
-            worker.process.kill()
-        for worker in started:
-            worker.process.communicate()  # waits, and closes its pipes
+        end(workers)
+
+
+def end(workers: list[Worker]) -> None:
+    """Kill all `workers`; the list is empty afterwards."""
+    while workers:
+        process = workers.pop().process
+        process.kill()
+        process.communicate()  # waits, and closes its pipes
 
 
 def shared_out(
