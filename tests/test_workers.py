@@ -50,8 +50,7 @@ def encode_for_ever(output: int) -> None:
 @pytest.fixture
 def started(monkeypatch):
     """The processes that are started for however short a text."""
-    monkeypatch.setattr(fast_bpe, "WORTH_COUNTING", 1)
-    monkeypatch.setattr(encoder, "WORTH_ENCODING", 1)
+    monkeypatch.setattr(workers, "ENOUGH", 1)
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(
         workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
@@ -94,8 +93,9 @@ def encode_all(ours, n_workers):
     assert found == [ours.encode(text).tolist() for text in texts]
 
 
-def test_workers_wait_for_the_next_texts(started):
+def test_workers_wait_for_the_next_texts(started, monkeypatch):
     """Of the same encoder; those that have died are replaced."""
+    monkeypatch.setattr(workers, "REST", 100)
     one, other = new_encoder(), new_encoder()
     for _ in range(3):
         encode_all(one, 2)
@@ -109,6 +109,8 @@ def test_workers_wait_for_the_next_texts(started):
     started[0].wait()
     encode_all(one, 3)
     assert len(started) == 4 and started[2].returncode is None
+    workers.end(one.rested + other.rested)
+    assert all(process.returncode is not None for process in started)
 
 
 def test_workers_do_not_wait_for_long(started, monkeypatch):

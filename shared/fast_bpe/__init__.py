@@ -23,7 +23,6 @@ from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.text import PIECE, utf8, whole_words
 
 T = TypeVar("T")
-WORTH_COUNTING = 6  # pieces of text from which on workers save more time than they need to start
 
 
 @contextmanager
@@ -80,7 +79,7 @@ def count_words(
     of the words depends on that.
     """
     special_tokens = list(special_tokens)
-    pieces, workers = enough_for(workers, batches(texts), WORTH_COUNTING)
+    pieces, workers = enough_for(workers, batches(texts))
     pieces = tqdm(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20, leave=False)
     here = WordCounts(special_tokens)
     with crew(workers - 1, WordCounts, special_tokens) as others:

@@ -15,8 +15,7 @@ from shared.text import PIECE, utf8
 
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
-WORTH_ENCODING = 4  # texts from which on workers save more time than they need to start
-LONG = 128  # bytes; longer words are merged one by one
+LONG_WORD = 128  # bytes; longer ones are merged one by one
 
 
 class Encoder:
@@ -80,7 +79,7 @@ class Encoder:
     def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
-        texts, workers = enough_for(workers, texts, WORTH_ENCODING)
+        texts, workers = enough_for(workers, texts)
         texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
         with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
@@ -103,7 +102,9 @@ class Merger:
         starts = np.append(0, ends[:-1])
         ids, place = self.ids[text], np.arange(len(text))
         ids[0] = ids[ends] = -1
-        for word in np.flatnonzero(ends - starts > LONG):  # a round for each merge would take long
+        for word in np.flatnonzero(
+            ends - starts > LONG_WORD
+        ):  # a round for each merge would take long
             long = ids[starts[word] + 1 : ends[word]]
             merged = self.merge_long(long)
             long[: len(merged)], long[len(merged) :] = merged, -1

@@ -159,7 +159,7 @@ class WordNumbers:
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
-        self.short, self.middle = Table(1, SLOTS), Table(2, SLOTS)  # of up to 8 and to 16 bytes
+        self.short, self.middle = Table(1), Table(2)  # words of up to 8 and of up to 16 bytes
 
     def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
@@ -192,55 +192,43 @@ class WordNumbers:
             second = eights.take(starts + 8, mode="clip") | FILL.take(lengths - 8, mode="clip")
             found, hit = self.middle.look_up(first, second)
             new = np.flatnonzero(~hit | (lengths > 16))
-            found[new] = self.ask(block, *(x[new] for x in (starts, lengths, first, second)))
+            found[new] = self.ask(block, starts[new], lengths[new], [first[new], second[new]])
             short = np.flatnonzero(lengths <= 8)
             self.short.put(found[short], first[short])
             numbers[missed] = found
         return numbers
 
     def ask(
-        self,
-        block: bytes,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
+        self, block: bytes, starts: np.ndarray, lengths: np.ndarray, keys: list[np.ndarray]
     ) -> np.ndarray:
         """The numbers, (N,), of words that the tables do not have, from the dictionary."""
-        asks_for = np.arange(len(starts))
-        short = np.flatnonzero(lengths <= 16)
-        self.middle.put(short, first[short], second[short])
-        one, hit = self.middle.look_up(first[short], second[short])
-        asks_for[short[hit]] = one[hit]  # one of equal words asks for all
+        asks_for, short = np.arange(len(starts)), np.flatnonzero(lengths <= 16)
+        keys = [key[short] for key in keys]
+        self.middle.put(short, *keys)
+        asks_for[short], hit = self.middle.look_up(*keys)
+        asks_for[short[~hit]] = short[~hit]  # one of equal words asks for all
         asks = np.flatnonzero(asks_for == np.arange(len(starts)))
-        ends = (starts + lengths)[asks]
-        numbers = np.zeros(len(starts), np.int32)
-        spans = zip(starts[asks].tolist(), ends.tolist())
-        numbers[asks] = self.numbers_of_words(block[i:j] for i, j in spans)
-        numbers = numbers[asks_for]
-        self.middle.put(numbers[short], first[short], second[short])
-        return numbers
-
-    def numbers_of_words(self, words: Iterable[bytes]) -> np.ndarray:
-        """The number of each of `words`, (N,) int32."""
-        known = self.known
-        numbers = [known.setdefault(word, len(known)) for word in words]
+        spans = zip(starts[asks].tolist(), (starts + lengths)[asks].tolist())
+        known, numbers = self.known, np.zeros(len(starts), np.int32)
+        numbers[asks] = [known.setdefault(block[i:j], len(known)) for i, j in spans]
         self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
-        return np.array(numbers, np.int32)
+        numbers = numbers[asks_for]
+        self.middle.put(numbers[short], *keys)
+        return numbers
 
 
 class Table:
     """Numbers of keys (uint64, in one or two columns); of keys that collide, only one is kept."""
 
-    def __init__(self, columns: int, slots: int) -> None:
-        self.keys = np.full((columns, slots), NO_KEY)
-        self.numbers = np.zeros(slots, np.int32)
+    def __init__(self, columns: int) -> None:
+        self.keys = np.full((columns, SLOTS), NO_KEY)
+        self.numbers = np.zeros(SLOTS, np.int32)
 
     def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Where keys are kept: the highest bits of a product, which depend on all bits of a key."""
         mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
         mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
-        mixed >>= 65 - len(self.numbers).bit_length()
+        mixed >>= 65 - SLOTS.bit_length()
         return mixed.view(np.int64)
 
     def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

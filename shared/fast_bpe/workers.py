@@ -26,6 +26,7 @@ from shared.fast_bpe import worker
 from shared.files import UserError
 from shared.machine import cores
 
+ENOUGH = 5  # pieces of text from which on workers save more time than they need to start
 REST = 10  # seconds that workers wait for the next texts
 
 
@@ -61,9 +62,8 @@ def crew(
     workers = []
     try:
         while len(workers) < count:
-            one = rested.pop() if rested else Worker(kind, *parts)
-            workers.append(one)
-            if one.process.poll() is not None:  # it was killed while it rested
+            workers.append(taken_from(rested or []) or Worker(kind, *parts))
+            if workers[-1].process.poll() is not None:  # it was killed while it rested
                 end([workers.pop()])
         yield workers
         if workers and rested is not None:
@@ -78,10 +78,15 @@ def crew(
 
 def end(workers: list[Worker]) -> None:
     """Kill all `workers`; the list is empty afterwards."""
-    while workers:
-        process = workers.pop().process
-        process.kill()
-        process.communicate()  # waits, and closes its pipes
+    while one := taken_from(workers):
+        one.process.kill()
+        one.process.communicate()  # waits, and closes its pipes
+
+
+def taken_from(workers: list[Worker]) -> Worker | None:
+    """One of the `workers`, if there is one; only one thread gets it."""
+    with suppress(IndexError):
+        return workers.pop()
 
 
 def shared_out(
@@ -127,9 +132,9 @@ def shared_out(
         threads.shutdown(wait=False)
 
 
-def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
+def enough_for(workers: int, pieces: Iterable[Any]) -> tuple[Iterator[Any], int]:
     """The `pieces`, and the number of processes worth starting for them: 1 if there are few."""
     pieces, workers = iter(pieces), workers or cores()
-    first = deque(islice(pieces, worth_it if workers > 1 else 0))
-    workers = workers if len(first) == worth_it else 1
+    first = deque(islice(pieces, ENOUGH if workers > 1 else 0))
+    workers = workers if len(first) == ENOUGH else 1
     return chain((first.popleft() for _ in range(len(first))), pieces), workers  # frees them
