@@ -61,10 +61,7 @@ def test_counts_are_those_of_the_pattern(texts, special_tokens):
     together = WordCounts(special_tokens)
     together.add(texts)
     for found in (counts, together):
-        spelled, numbers = found.found()
-        assert (
-            dict(zip([word.decode("utf-8") for word in spelled], numbers, strict=True)) == expected
-        )
+        assert {word.decode("utf-8"): n for word, n in found.found().items()} == expected
 
 
 @given(
@@ -143,7 +140,7 @@ def test_words_that_begin_alike_have_numbers_of_their_own():
 
 @pytest.mark.parametrize("data", [b"a\xff", b"\xf8\x88\x80\x80\x80 a"])
 def test_bytes_that_are_not_utf8_are_refused(data):
-    with pytest.raises(ValueError, match="UTF-8"):
+    with pytest.raises(ValueError, match="utf-8"):
         WordNumbers().numbers(data)
 
 
@@ -153,15 +150,6 @@ def test_every_character_is_of_the_kind_that_the_pattern_says():
     for frame in ("a{}a", " {} ", "1{}\n", "!{}!"):
         text = "\n\n".join(frame.format(chr(code)) for code in codes)
         assert split(text) == GPT2.findall(text)
-
-
-def test_counts_from_elsewhere_are_added():
-    counts = WordCounts()
-    counts.add(["a b b", "c"])
-    counts.add_counted([b" b", b"d", b"c"], [10, 2**40, 5])
-    counts.add(["d d"])
-    counts.add_counted([], [])
-    assert dict(zip(*counts.found())) == {b"a": 1, b" b": 12, b"c": 6, b"d": 2**40 + 1, b" d": 1}
 
 
 BYTES = st.lists(st.sampled_from([b"a", b"b", b"<"]), min_size=1, max_size=4).map(b"".join)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import product
+from itertools import product, zip_longest
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,8 +50,7 @@ def encode_for_ever(output: int) -> None:
 @pytest.fixture
 def started(monkeypatch):
     """The processes that are started for however short a text."""
-    monkeypatch.setattr(fast_bpe, "WORTH_COUNTING", 1)
-    monkeypatch.setattr(encoder, "WORTH_ENCODING", 1)
+    monkeypatch.setattr(workers, "ENOUGH", 1)
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(
         workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
@@ -88,13 +87,50 @@ def test_the_starter_works_rather_than_wait(started, monkeypatch):
     assert len(started) == 1 and 0 < len(encoded_here) < len(set(texts))  # the worker some, too
 
 
+def encode_all(ours, n_workers):
+    texts = [f"{TEXT} {i}" for i in range(4 * n_workers)]
+    found = [ids.tolist() for ids in ours.encode_texts(texts, n_workers)]
+    assert found == [ours.encode(text).tolist() for text in texts]
+
+
+def test_workers_wait_for_the_next_texts(started, monkeypatch):
+    """Of the same encoder; those that have died are replaced."""
+    monkeypatch.setattr(workers, "REST", 100)
+    one, other = new_encoder(), new_encoder()
+    for _ in range(3):
+        encode_all(one, 2)
+    assert len(started) == 1
+    encode_all(other, 2)
+    encode_all(one, 2)
+    assert len(started) == 2
+    encode_all(one, 3)
+    assert len(started) == 3
+    started[0].kill()
+    started[0].wait()
+    encode_all(one, 3)
+    assert len(started) == 4 and started[2].returncode is None
+    workers.end(one.rested + other.rested)
+    assert all(process.returncode is not None for process in started)
+
+
+def test_workers_do_not_wait_for_long(started, monkeypatch):
+    monkeypatch.setattr(workers, "REST", 0.01)
+    ours = new_encoder()
+    encode_all(ours, 3)
+    for process in started:
+        process.wait(60)
+    encode_all(ours, 3)
+    assert len(started) == 4
+
+
 def test_two_at_the_same_time_have_workers_of_their_own(started):
     ours = new_encoder()
     expected = ours.encode(TEXT).tolist()
     both = [ours.encode_texts([TEXT] * 9, 2) for _ in range(2)]
-    for pair in zip(*both, strict=True):
+    for pair in zip_longest(*both):
         assert [ids.tolist() for ids in pair] == [expected] * 2
-    assert len(started) == 2 and all(process.returncode is not None for process in started)
+    encode_all(ours, 3)
+    assert len(started) == 2
 
 
 def test_workers_that_get_nothing(started):

@@ -25,7 +25,6 @@ from shared.text import END_OF_TEXT, PIECE, utf8, whole_words
 
 T = TypeVar("T")
 LONG = 4_000_000  # bytes of text from which on all this is worth its while
-WORTH_COUNTING = 6  # pieces of text from which on workers save more time than they need to start
 
 
 @contextmanager
@@ -86,15 +85,17 @@ def count_words(
     of the words depends on that.
     """
     special_tokens = list(special_tokens)
-    pieces, workers = enough_for(workers, batches(texts), WORTH_COUNTING)
+    pieces, workers = enough_for(workers, batches(texts))
     pieces = tqdm(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20, leave=False)
-    counts = WordCounts(special_tokens)
+    here = WordCounts(special_tokens)
     with crew(workers - 1, WordCounts, special_tokens) as others:
-        for _ in shared_out(counts, "add", pieces, others):
+        for _ in shared_out(here, "add", pieces, others):
             pass
+        found = here.found()
         for other in others:
-            counts.add_counted(*other.call("found"))
-    return counts.found()
+            for word, count in other.call("found").items():
+                found[word] = found.get(word, 0) + count
+    return list(found), list(found.values())
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:

@@ -3,26 +3,24 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
 
 from shared.fast_bpe.pairs import Pair, every_other
-from shared.fast_bpe.words import Table, WordNumbers, cuts, find_special, start_of_span
+from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.text import PIECE, utf8
 
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
-MANY_WORDS = 1 << 15  # that are merged, or whose ids are laid, at a time
-WORTH_ENCODING = (
-    4  # texts from which on workers save more time than they need to start and to learn words
-)
-LONG = 128  # bytes; longer words are merged one by one
+MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
+LONG_WORD = 128  # bytes; longer ones are merged one by one
 
 
 class Encoder:
-    """Encodes texts, also in several threads at once; a distinct word is merged only once (or once
-    for each of the threads). Special tokens are recognized."""
+    """Encodes texts. The words of earlier texts and their ids are known, so that a distinct word is
+    merged only once. Special tokens are recognized. Several threads may use it, in turn."""
 
     def __init__(
         self,
@@ -34,67 +32,57 @@ class Encoder:
         `special_tokens`."""
         if "" in special_tokens:
             raise ValueError("an empty special token would be everywhere")
-        self.merges, self.special_tokens, self.first = merges, special_tokens, first
-        self.merger = Merger(merges, first)
+        self.parts = merges, special_tokens, first
+        self.merger, self.special_tokens = Merger(merges, first), special_tokens
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
         vocab_size = 256 + len(merges) + len(special_tokens)
         self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
-        self.unused: list[KnownWords] = []
+        self.lock, self.rested = Lock(), []
+        self.forget()
+
+    def forget(self) -> None:
+        """Know no words. The first rows are the special tokens', followed by one for each word."""
+        self.numbers, self.rows = WordNumbers(), Rows(self.dtype)
+        ids = np.array(list(self.special_tokens.values()), self.dtype)
+        self.rows.append(ids, np.ones_like(ids, np.int64))
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
-        data = utf8(text)
+        data, ids = utf8(text), [np.zeros(0, self.dtype)]
         specials = find_special(data, self.special_bytes)
-        ids = [np.zeros(0, self.dtype)]
         # In pieces: new memory for the whole of a long text would take a fifth of the time.
         for start, end in cuts(data, PIECE, partial(start_of_span, spans=specials[:, :2])):
             first, last = specials[:, 0].searchsorted((start, end))
-            known = self.known_words()
-            ids.append(known.encode(data[start:end], specials[first:last] - (start, start, 0)))
-            # If work ends early, as by Ctrl-C, words may have no ids, and are not used again.
-            if len(known.numbers.words) <= MOST_WORDS:
-                self.unused.append(known)
+            here = specials[first:last] - (start, start, 0)
+            with self.lock:
+                try:
+                    ids += self.encode_piece(data[start:end], here)
+                except BaseException:  # such as Ctrl-C: words may have no ids yet
+                    self.forget()
+                    raise
         return np.concatenate(ids)
+
+    def encode_piece(self, data: bytes, specials: np.ndarray) -> list[np.ndarray]:
+        """The ids of UTF-8 `data`, in parts; `specials` (M, 3) are found in it."""
+        if len(self.numbers.words) > MOST_WORDS:
+            self.forget()
+        known, n_special = len(self.numbers.words), len(self.special_bytes)
+        numbers = self.numbers.numbers(data, specials[:, :2])
+        numbers += n_special
+        numbers[np.flatnonzero(numbers < n_special)] = specials[:, 2]
+        new = self.numbers.words[known:]
+        for i in range(0, len(new), MANY_WORDS):
+            self.rows.append(*self.merger(new[i : i + MANY_WORDS]))
+        parts = range(0, len(numbers), MANY_WORDS)
+        return [self.rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
 
     def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
-        texts, workers = enough_for(workers, texts, WORTH_ENCODING)
+        texts, workers = enough_for(workers, texts)
         texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
-        with crew(workers - 1, Encoder, self.merges, self.special_tokens, self.first) as others:
+        with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
-
-    def known_words(self) -> "KnownWords":
-        """`KnownWords` that no other thread uses meanwhile."""
-        try:
-            return self.unused.pop()
-        except IndexError:
-            return KnownWords(self)
-
-
-class KnownWords:
-    """The words of the texts so far, and their ids."""
-
-    def __init__(self, of: Encoder) -> None:
-        """The first rows are the special tokens', followed by one for each word."""
-        self.merger, self.dtype = of.merger, of.dtype
-        self.numbers, self.rows = WordNumbers(), Rows(of.dtype)
-        ids = np.array(list(of.special_tokens.values()), of.dtype)
-        self.rows.append(ids, np.ones_like(ids, np.int64))
-        self.n_special = len(ids)
-
-    def encode(self, data: bytes, specials: np.ndarray) -> np.ndarray:
-        """The ids of UTF-8 `data`, (N,); `specials` (M, 3) are found in it."""
-        known = len(self.numbers.words)
-        numbers = self.numbers.numbers(data, specials[:, :2])
-        numbers += self.n_special
-        numbers[np.flatnonzero(numbers < self.n_special)] = specials[:, 2]
-        new = self.numbers.words[known:]
-        for i in range(0, len(new), MANY_WORDS):  # as many as fit into the CPU's cache
-            self.rows.append(*self.merger(new[i : i + MANY_WORDS]))
-        parts = range(0, len(numbers), MANY_WORDS)
-        laid = [self.rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
-        return np.concatenate([np.zeros(0, self.dtype), *laid])
 
 
 class Merger:
@@ -114,7 +102,9 @@ class Merger:
         starts = np.append(0, ends[:-1])
         ids, place = self.ids[text], np.arange(len(text))
         ids[0] = ids[ends] = -1
-        for word in np.flatnonzero(ends - starts > LONG):  # a round for each merge would take long
+        for word in np.flatnonzero(
+            ends - starts > LONG_WORD
+        ):  # a round for each merge would take long
             long = ids[starts[word] + 1 : ends[word]]
             merged = self.merge_long(long)
             long[: len(merged)], long[len(merged) :] = merged, -1
@@ -149,36 +139,41 @@ class Merger:
 class PairRanks:
     """The ranks of pairs of tokens: how early each was learned.
 
-    In a table; if pairs collide there, one has the place, and the others, which are few, are in a
-    dictionary.
+    An exact hash table. If pairs collide, the first one gets the place; the others are few, and are
+    in a dictionary.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.none = len(pairs)  # the rank of all other pairs
+        self.bits = len(pairs).bit_length() + 2
         flat = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(pairs))
-        keys = self.keys(*flat.reshape(-1, 2).T)
-        self.table = Table(1, 4 << len(pairs).bit_length())
-        self.table.numbers[:] = self.none
-        self.table.put(np.arange(self.none), keys)
-        _, hit = self.table.look_up(keys)
-        others = np.flatnonzero(~hit)
+        keys, places = self.keys_and_places(*flat.reshape(-1, 2).T)
+        self.keys = np.full(1 << self.bits, -1)
+        self.ranks = np.full(1 << self.bits, self.none)
+        self.keys[places[::-1]], self.ranks[places[::-1]] = keys[::-1], np.arange(self.none)[::-1]
+        others = np.flatnonzero(self.keys[places] != keys)
         self.others = dict(zip(keys[others].tolist(), others.tolist()))
-        self.shared = np.zeros(len(self.table.numbers), bool)
-        self.shared[self.table.places([keys[others]])] = True
+        self.shared = np.zeros(1 << self.bits, bool)
+        self.shared[places[others]] = True
 
-    def keys(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """A number for each pair."""
-        return (left << 32 | right).view(np.uint64)
+    def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A key for each pair, and its place in the table: the highest bits of a product."""
+        keys = left << 32
+        keys |= right
+        mixed = keys.view(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+        mixed >>= np.uint64(64 - self.bits)
+        return keys, mixed.view(np.int64)
 
     def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """The rank of each pair of tokens (N,) int64, (N,) int64."""
-        keys = self.keys(left, right)
-        ranks, hit = self.table.look_up(keys)
-        missed = np.flatnonzero(~hit)
+        # mode="clip" only for speed: no place is out of range.
+        keys, places = self.keys_and_places(left, right)
+        ranks = self.ranks.take(places, mode="clip")
+        missed = np.flatnonzero(self.keys.take(places, mode="clip") != keys)
         ranks[missed] = self.none
-        again = missed[self.shared.take(self.table.places([keys[missed]]))]
+        again = missed[self.shared.take(places[missed], mode="clip")]
         ranks[again] = [self.others.get(key, self.none) for key in keys[again].tolist()]
-        return ranks.astype(np.int64)
+        return ranks
 
 
 class Rows:

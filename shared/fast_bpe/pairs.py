@@ -10,6 +10,7 @@ from operator import or_
 
 import numpy as np
 
+PARTS = 8  # in which pairs are counted: all at once would take much memory
 FEW = 64  # up to this many places a Python loop is faster than numpy
 Pair = tuple[int, int]
 PairCounts = Iterable[tuple[Pair, int]]
@@ -55,14 +56,17 @@ class LinkedWords:
     def pairs(self, least: int) -> dict[Pair, int]:
         """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
         only such pairs as new."""
-        begins = self.all_token >= 0
-        begins[self.all_before.take(self.ends)] = False  # a word's last token begins no pair
-        places = np.flatnonzero(begins).astype(np.int32)
-        left, right = self.all_token.take(places), self.all_token.take(self.all_after.take(places))
-        self.least = least
-        frequent = self.groups(places, left, right)[2]
-        self.where = {pair: here for pair, _, here in frequent}
-        return {pair: count for pair, count, _ in frequent}
+        self.least, self.where, pairs = least, {}, {}
+        part_of = (self.all_token % PARTS).astype(np.uint8)  # of each place, by its token
+        part_of[self.all_token < 0] = PARTS
+        part_of[self.all_before.take(self.ends)] = PARTS  # a word's last token begins no pair
+        for part in range(PARTS):
+            places = np.flatnonzero(part_of == part).astype(np.int32)
+            left = self.all_token.take(places)
+            right = self.all_token.take(self.all_after.take(places))
+            for pair, count, here in self.groups(places, left, right)[2]:
+                pairs[pair], self.where[pair] = count, here
+        return pairs
 
     def merge(self, left: int, right: int, token: int) -> tuple[PairCounts, PairCounts]:
         """Replace `left` followed by `right` with `token`, in each word from left to right.
@@ -95,19 +99,16 @@ class LinkedWords:
                     befores[x].append(first)
                 if y >= 0:
                     afters[y].append(place)
-        where, times, least, rarer, new = self.where, self.times, self.least, [], []
-        for x, here in befores.items():
-            count = times[here[0]] if len(here) == 1 else sum([times[place] for place in here])
-            rarer.append(((x, left), count))
-            if count > least:
-                where[x, token] = here
-                new.append(((x, token), count))
+        changes = [((x, left), (x, token), here) for x, here in befores.items()]
         for y, here in afters.items():
+            changes.append(((right, left if y == token else y), (token, y), here))
+        times, rarer, new = self.times, [], []
+        for old, pair, here in changes:
             count = times[here[0]] if len(here) == 1 else sum([times[place] for place in here])
-            rarer.append(((right, left if y == token else y), count))
-            if count > least:
-                where[token, y] = here
-                new.append(((token, y), count))
+            rarer.append((old, count))
+            if count > self.least:
+                self.where[pair] = here
+                new.append((pair, count))
         return rarer, new
 
     def merge_many(

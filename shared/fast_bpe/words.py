@@ -87,30 +87,17 @@ def wide_characters(data: bytes, kinds: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Set the kind of all bytes of each multi-byte character; return the first and the last byte of
     each that is blank."""
     byte = np.frombuffer(data, np.uint8)
-    first = np.flatnonzero(byte >= 0xC0)
-    lead, *rest = (byte.take(first + i, mode="clip").astype(np.int32) for i in range(4))
-    if (lead > 0xF4).any():
-        raise ValueError("bytes that UTF-8 never has: these are not texts")
-    size = 2 + (lead >= 0xE0).astype(np.int8) + (lead >= 0xF0)
-    a, b, c = (bits & 0x3F for bits in rest)
-    codes = np.choose(
-        size - 2,
-        (
-            (lead & 0x1F) << 6 | a,
-            (lead & 0x0F) << 12 | a << 6 | b,
-            (lead & 0x07) << 18 | a << 12 | b << 6 | c,
-        ),
-    )
+    at = np.flatnonzero(byte >= 0x80)  # without the others, it is a text, too
+    byte = byte[at]
+    codes = np.frombuffer(byte.tobytes().decode("utf-8").encode("utf-32-le"), np.uint32)
+    for code in set(codes[kind_of_code[codes] == UNKNOWN].tolist()):
+        kind_of_code[code] = kind_of(chr(code))
     of_code = kind_of_code[codes]
-    if (of_code == UNKNOWN).any():
-        for code in set(codes[of_code == UNKNOWN].tolist()):
-            kind_of_code[code] = kind_of(chr(code))
-        of_code = kind_of_code[codes]
-    for i in range(4):
-        has = size > i
-        kinds[first[has] + i] = of_code[has]
+    first = np.flatnonzero(byte >= 0xC0)
+    size = np.diff(first, append=len(byte))
+    kinds[at] = np.repeat(of_code, size)
     blank = of_code == WHITE
-    return first[blank], (first + size - 1)[blank]
+    return at[first[blank]], at[(first + size - 1)[blank]]
 
 
 def keep_contractions(data: bytes, kinds: np.ndarray, begins: np.ndarray) -> None:
@@ -172,13 +159,13 @@ class WordNumbers:
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
-        self.short, self.middle = Table(1, SLOTS), Table(2, SLOTS)  # of up to 8 and to 16 bytes
+        self.short, self.middle = Table(1), Table(2)  # words of up to 8 and of up to 16 bytes
 
     def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
 
         Each span in `fixed`, (M, 2) starts and ends, is a word of its own, with number -1.
-        ValueError if a byte is one that UTF-8 never has: words are filled up with it.
+        ValueError if `data` is not UTF-8: words are filled up with a byte that it never has.
         """
         found = [np.zeros(0, np.int32)]
         for start, end in cuts(data, BLOCK, partial(start_of_span, spans=fixed)):
@@ -205,35 +192,43 @@ class WordNumbers:
             second = eights.take(starts + 8, mode="clip") | FILL.take(lengths - 8, mode="clip")
             found, hit = self.middle.look_up(first, second)
             new = np.flatnonzero(~hit | (lengths > 16))
-            spans = zip(starts[new].tolist(), (starts + lengths)[new].tolist())
-            found[new] = self.numbers_of_words(block[i:j] for i, j in spans)
-            new = new[lengths[new] <= 16]
-            self.middle.put(found[new], first[new], second[new])
+            found[new] = self.ask(block, starts[new], lengths[new], [first[new], second[new]])
             short = np.flatnonzero(lengths <= 8)
             self.short.put(found[short], first[short])
             numbers[missed] = found
         return numbers
 
-    def numbers_of_words(self, words: Iterable[bytes]) -> np.ndarray:
-        """The number of each of `words`, (N,) int32."""
-        known = self.known
-        numbers = [known.setdefault(word, len(known)) for word in words]
+    def ask(
+        self, block: bytes, starts: np.ndarray, lengths: np.ndarray, keys: list[np.ndarray]
+    ) -> np.ndarray:
+        """The numbers, (N,), of words that the tables do not have, from the dictionary."""
+        asks_for, short = np.arange(len(starts)), np.flatnonzero(lengths <= 16)
+        keys = [key[short] for key in keys]
+        self.middle.put(short, *keys)
+        asks_for[short], hit = self.middle.look_up(*keys)
+        asks_for[short[~hit]] = short[~hit]  # one of equal words asks for all
+        asks = np.flatnonzero(asks_for == np.arange(len(starts)))
+        spans = zip(starts[asks].tolist(), (starts + lengths)[asks].tolist())
+        known, numbers = self.known, np.zeros(len(starts), np.int32)
+        numbers[asks] = [known.setdefault(block[i:j], len(known)) for i, j in spans]
         self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
-        return np.array(numbers, np.int32)
+        numbers = numbers[asks_for]
+        self.middle.put(numbers[short], *keys)
+        return numbers
 
 
 class Table:
     """Numbers of keys (uint64, in one or two columns); of keys that collide, only one is kept."""
 
-    def __init__(self, columns: int, slots: int) -> None:
-        self.keys = np.full((columns, slots), NO_KEY)
-        self.numbers = np.zeros(slots, np.int32)
+    def __init__(self, columns: int) -> None:
+        self.keys = np.full((columns, SLOTS), NO_KEY)
+        self.numbers = np.zeros(SLOTS, np.int32)
 
     def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Where keys are kept: the highest bits of a product, which depend on all bits of a key."""
         mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
         mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
-        mixed >>= 65 - len(self.numbers).bit_length()
+        mixed >>= 65 - SLOTS.bit_length()
         return mixed.view(np.int64)
 
     def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -278,14 +273,8 @@ class WordCounts:
         cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
-    def found(self) -> tuple[list[bytes], list[int]]:
-        """The distinct words so far, and how often each occurs."""
-        return self.numbers.words, self.counts.tolist()
-
-    def add_counted(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
-        """Add the counts of distinct `words`, counted elsewhere."""
-        numbers = self.numbers.numbers_of_words(words)
-        total = np.zeros(len(self.numbers.words), np.int64)
-        total[: len(self.counts)] = self.counts
-        total[numbers] += np.array(counts, np.int64)  # may be empty
-        self.counts = total
+    def found(self) -> dict[bytes, int]:
+        """How often each word occurs. Afterwards, none can be added: the dictionary of the words'
+        numbers becomes that of their counts, for another one would take much memory."""
+        self.numbers.known.update(zip(self.numbers.words, self.counts.tolist()))
+        return self.numbers.known

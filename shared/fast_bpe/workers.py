@@ -15,15 +15,19 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Timer
 from typing import Any
 
 from shared.fast_bpe import worker
 from shared.files import UserError
 from shared.machine import cores
+
+ENOUGH = 5  # pieces of text from which on workers save more time than they need to start
+REST = 10  # seconds that workers wait for the next texts
 
 
 class Worker:
@@ -50,18 +54,39 @@ class Worker:
 
 
 @contextmanager
-def crew(workers: int, kind: type, *parts: Any) -> Iterator[list[Worker]]:
-    """So many workers, in a `with` block."""
-    started = []
+def crew(
+    count: int, kind: type, *parts: Any, rested: list[Worker] | None = None
+) -> Iterator[list[Worker]]:
+    """So many workers, in a `with` block, those that are `rested` first: if all goes well, they
+    stay there for some seconds, because texts that follow find their words known."""
+    workers = []
     try:
-        for _ in range(workers):
-            started.append(Worker(kind, *parts))
-        yield started
+        while len(workers) < count:
+            workers.append(taken_from(rested or []) or Worker(kind, *parts))
+            if workers[-1].process.poll() is not None:  # it was killed while it rested
+                end([workers.pop()])
+        yield workers
+        if workers and rested is not None:
+            rested += workers
+            workers.clear()
+            timer = Timer(REST, end, [rested])
+            timer.daemon = True
+            timer.start()
     finally:
-        for worker in started:
-            worker.process.kill()
-        for worker in started:
-            worker.process.communicate()  # waits, and closes its pipes
+        end(workers)
+
+
+def end(workers: list[Worker]) -> None:
+    """Kill all `workers`; the list is empty afterwards."""
+    while one := taken_from(workers):
+        one.process.kill()
+        one.process.communicate()  # waits, and closes its pipes
+
+
+def taken_from(workers: list[Worker]) -> Worker | None:
+    """One of the `workers`, if there is one; only one thread gets it."""
+    with suppress(IndexError):
+        return workers.pop()
 
 
 def shared_out(
@@ -73,46 +98,43 @@ def shared_out(
     if not workers:
         yield from map(here, tasks)
         return
-    idle, under_way = SimpleQueue(), deque()  # workers; tasks, and futures of their answers
-    for one in workers:
-        idle.put(one)
+    waiting, answers = SimpleQueue(), deque()  # tasks that nobody has begun; futures of all answers
 
-    def elsewhere(task: Any) -> Any:
-        one = idle.get()
-        try:
-            return one.call(method, task)
-        finally:
-            idle.put(one)
-
-    def help_out() -> bool:
-        """Do the first task that no worker has begun; whether there was one."""
-        for i, (task, answer) in enumerate(under_way):
-            if answer.cancel():
-                under_way[i] = task, Future()
-                under_way[i][1].set_result(here(task))
-                return True
-        return False
+    def keep_busy(one: Worker) -> None:
+        while job := waiting.get():
+            task, answer = job
+            try:
+                answer.set_result(one.call(method, task))
+            except Exception as error:
+                answer.set_exception(error)
 
     def oldest() -> Any:
-        while not under_way[0][1].done() and help_out():
-            pass
-        return under_way.popleft()[1].result()
+        with suppress(Empty):
+            while not answers[0].done():
+                task, answer = waiting.get_nowait()
+                answer.set_result(here(task))
+        return answers.popleft().result()
 
     threads = ThreadPoolExecutor(len(workers))
     try:
+        for one in workers:
+            threads.submit(keep_busy, one)
         for task in tasks:
-            under_way.append((task, threads.submit(elsewhere, task)))
-            if len(under_way) > 2 * len(workers):
+            answers.append(Future())
+            waiting.put((task, answers[-1]))
+            if len(answers) > 2 * len(workers):
                 yield oldest()
-        while under_way:
+        while answers:
             yield oldest()
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        for _ in workers:
+            waiting.put(None)
+        threads.shutdown(wait=False)
 
 
-def enough_for(workers: int, pieces: Iterable[Any], worth_it: int) -> tuple[Iterator[Any], int]:
+def enough_for(workers: int, pieces: Iterable[Any]) -> tuple[Iterator[Any], int]:
     """The `pieces`, and the number of processes worth starting for them: 1 if there are few."""
     pieces, workers = iter(pieces), workers or cores()
-    first = deque(islice(pieces, worth_it if workers > 1 else 0))
-    workers = workers if len(first) == worth_it else 1
+    first = deque(islice(pieces, ENOUGH if workers > 1 else 0))
+    workers = workers if len(first) == ENOUGH else 1
     return chain((first.popleft() for _ in range(len(first))), pieces), workers  # frees them
