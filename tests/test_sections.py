@@ -55,10 +55,31 @@ def test_headers_name_the_sections_that_differ(before, after):
 
 def test_neighbours_share_what_their_idea_leaves():
     """From v1 on the smaller share of lines is the new one; v4 replaces most of the model."""
-    for before, after, share in zip(VERSIONS[1:], VERSIONS[2:], (0.7, 0.85, 0.35)):
+    v1, v2, v3, v4 = VERSIONS[1:]
+    for before, after, share in ((v1, v2, 0.7), (v2, v3, 0.85), (v3, v4, 0.42), (v2, v4, 0.45)):
         old, new = source(before).splitlines(), source(after).splitlines()
         blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
         assert sum(block.size for block in blocks) / len(new) > share, (before, after)
+
+
+def test_sections_that_are_the_same():
+    """Positions are v2's in v4; evaluation, checkpoints and the command line are everybody's."""
+    of_v2, of_v4 = sections("v2_bpe_rope"), sections("v4_modern")
+    assert of_v4["5. Model: position"] == of_v2["5. Model: position"]
+    for name in ("10. Evaluation", "12. Checkpoint", "14. Command line"):
+        assert len({sections(version)[name] for version in VERSIONS}) == 1, name
+
+
+FORMULAS = r"softmax|cross_entropy|logsumexp|autograd\.Function|nn\.(Linear|Embedding)|optim\.\w+\("
+
+
+def test_what_is_shared_holds_no_model():
+    """No loss, no gradient, no layer, no optimizer; merge rules are in fast_bpe alone."""
+    for path in (ROOT / "shared").rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert not re.search(FORMULAS, text), path
+        assert "fast_bpe" in path.parts or "merges" not in text or path.name == "files.py", path
+    assert re.search(FORMULAS, source("v0_bigram"))
 
 
 def test_files_stay_short():
