@@ -217,7 +217,7 @@ def test_flops_of_a_linear_model_are_counted_as_by_hand():
 @pytest.fixture
 def small_v4() -> V4Trainer:
     v4 = load_version("v4_modern")
-    tokenizer = v4.Tokenizer.train(["the cat sat on the mat. " * 50], 270, workers=1)
+    tokenizer = v4.Tokenizer.train(["the cat sat on the mat. " * 50], 270)
     tokens = np.array(tokenizer.encode("the cat sat on the mat. " * 50))
     config = small_config(v4, vocab_size=tokenizer.vocab_size)
     return V4Trainer(config, tokenizer, tokens, tokens[:40])
