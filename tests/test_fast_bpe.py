@@ -201,7 +201,7 @@ def test_ranks_of_pairs(some):
     asked = [*some, *((b, a) for a, b in some), (-1, -1), (5, -1), (-1, 5)]
     found = ranks.look_up(*np.array(asked, np.int64).T)
     assert found.tolist() == [known.get(pair, len(some)) for pair in asked]
-    assert PairRanks([(a, b) for a in range(30) for b in range(90)]).others
+    assert PairRanks([(a, b) for a in range(30) for b in range(90)]).shared.any()
 
 
 def spell(new: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -140,7 +140,7 @@ class PairRanks:
     """The ranks of pairs of tokens: how early each was learned.
 
     An exact hash table. If pairs collide, the first one gets the place; the others are few, and are
-    in a dictionary.
+    found by binary search in a sorted array.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -152,9 +152,11 @@ class PairRanks:
         self.ranks = np.full(1 << self.bits, self.none)
         self.keys[places[::-1]], self.ranks[places[::-1]] = keys[::-1], np.arange(self.none)[::-1]
         others = np.flatnonzero(self.keys[places] != keys)
-        self.others = dict(zip(keys[others].tolist(), others.tolist()))
         self.shared = np.zeros(1 << self.bits, bool)
         self.shared[places[others]] = True
+        others = others[keys[others].argsort(kind="stable")]
+        self.other_keys = np.append(keys[others], np.iinfo(np.int64).max)  # never looked up
+        self.other_ranks = np.append(others, self.none)
 
     def keys_and_places(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A key for each pair, and its place in the table: the highest bits of a product."""
@@ -172,7 +174,9 @@ class PairRanks:
         missed = np.flatnonzero(self.keys.take(places, mode="clip") != keys)
         ranks[missed] = self.none
         again = missed[self.shared.take(places[missed], mode="clip")]
-        ranks[again] = [self.others.get(key, self.none) for key in keys[again].tolist()]
+        at = self.other_keys.searchsorted(keys[again])
+        found = self.other_keys[at] == keys[again]
+        ranks[again] = np.where(found, self.other_ranks[at], self.none)
         return ranks
 
 
