@@ -421,7 +421,9 @@ class Attention(nn.Module):
             weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
             y = weights @ v
         else:  # the same, fused (Dao et al. 2022): faster on a GPU, and the scores take no memory
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=True)
+            y = F.scaled_dot_product_attention(
+                q, k, v, is_causal=T > 1, enable_gqa=self.shared_by > 1
+            )
         return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D)
 
 
