@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT
-from shared.fast_bpe import Encoder, encoder, learn, pairs
+from shared.fast_bpe import Encoder, encoder, learn, pairs, words
 from shared.fast_bpe.encoder import PairRanks, Rows
 from shared.text import whole_words
 from shared.tokens import code_of
@@ -224,11 +224,12 @@ def test_a_word_is_merged_once_unless_forgotten(texts, most):
         asked.append(new)
         return spell(new)
 
-    ours = spelling(merge, {"<|b|>": 257, "<|a|>": 256})
     texts = [[part.encode("utf-8", "replace").decode("utf-8") for part in t] for t in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "MOST_WORDS", most)
         patch.setattr(encoder, "MANY_WORDS", 3)
+        patch.setattr(words, "SLOTS", 64)  # large tables take milliseconds to make
+        ours = spelling(merge, {"<|b|>": 257, "<|a|>": 256})
         for parts in texts:
             encoded = ours.encode("<|a|>".join(parts)).tolist()
             assert encoded == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]
@@ -251,6 +252,7 @@ def test_a_text_longer_than_a_piece_is_cut_where_words_end(parts, size):
     parts = [part.encode("utf-8", "replace").decode("utf-8") for part in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "PIECE", size)
+        patch.setattr(words, "SLOTS", 64)
         ids = spelling(merge, {"<|a|>": 256}).encode("<|a|>".join(parts))
     assert ids.dtype == np.uint16
     assert ids.tolist() == [i for part in parts for i in [256, *part.encode("utf-8")]][1:]

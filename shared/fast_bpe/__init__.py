@@ -91,11 +91,15 @@ def count_words(
     with crew(workers - 1, WordCounts, special_tokens) as others:
         for _ in shared_out(here, "add", pieces, others):
             pass
-        found = here.found()
+        words, counts = here.found()
         for other in others:
-            for word, count in other.call("found").items():
-                found[word] = found.get(word, 0) + count
-    return list(found), list(found.values())
+            for word, count in zip(*other.call("found")):
+                number = here.numbers.known.setdefault(word, len(words))
+                if number == len(words):
+                    words.append(word)
+                    counts.append(0)
+                counts[number] += count
+    return words, counts
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:

@@ -273,8 +273,6 @@ class WordCounts:
         cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
-    def found(self) -> dict[bytes, int]:
-        """How often each word occurs. Afterwards, none can be added: the dictionary of the words'
-        numbers becomes that of their counts, for another one would take much memory."""
-        self.numbers.known.update(zip(self.numbers.words, self.counts.tolist()))
-        return self.numbers.known
+    def found(self) -> tuple[list[bytes], list[int]]:
+        """The distinct words, and how often each occurs."""
+        return self.numbers.words, self.counts.tolist()

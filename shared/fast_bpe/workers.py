@@ -122,7 +122,7 @@ def shared_out(
         for task in tasks:
             answers.append(Future())
             waiting.put((task, answers[-1]))
-            if len(answers) > 2 * len(workers):
+            if len(answers) > 2 * len(workers) + 2:  # so that nobody has to wait
                 yield oldest()
         while answers:
             yield oldest()
