@@ -18,12 +18,13 @@ from types import ModuleType
 
 from shared import command_line, fast_bpe
 from shared.corpora import Corpus
-from shared.files import ROOT, UserError, read_json, write_text
+from shared.files import ROOT, UserError, read_json, write_json, write_text
 from shared.run import Run
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
 RATES = 100  # learning rates kept of a run
+DIVERGED = ("the loss is", "the weights are not finite")  # how train.py tells non-finite numbers
 STOP = threading.Event()  # when set, all current runs end
 
 
@@ -35,12 +36,21 @@ class RunFailed(UserError):
         self.said = said
 
 
+def program_of(version: str) -> Path:
+    """The version's file."""
+    return ROOT / version / "train.py"
+
+
 def load_version(name: str, copy: str = "") -> ModuleType:
-    """The module `name`/train.py, loaded by path, since five files share one name; for each `copy`,
-    another one."""
-    key = f"ladder_{name}{copy}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, ROOT / name / "train.py")
+    """The version's module; for each `copy`, another one."""
+    return load_program(program_of(name), copy)
+
+
+def load_program(path: Path, copy: str = "") -> ModuleType:
+    """The module at `path`, named after its folder, since all such files are called train.py."""
+    key = f"ladder_{path.parent.name}{copy}"
+    if getattr(sys.modules.get(key), "__file__", "") != str(path):
+        spec = importlib.util.spec_from_file_location(key, path)
         sys.modules[key] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[key])
     return sys.modules[key]
@@ -62,7 +72,7 @@ def pick_versions(names: Sequence[str]) -> list[str]:
 
 def source(version: str) -> str:
     """The text of a version's file."""
-    return (ROOT / version / "train.py").read_text(encoding="utf-8")
+    return program_of(version).read_text(encoding="utf-8")
 
 
 def idea(version: str) -> str:
@@ -72,7 +82,12 @@ def idea(version: str) -> str:
 
 def sections(version: str) -> dict[str, str]:
     """The version's source split at its banners: {"Header": ..., "1. Config": ...}."""
-    parts = re.split(r"(?m)^# ---- (\d+\. .*) ----\n", source(version))
+    return sections_of(source(version))
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """The same of any program's text."""
+    parts = re.split(r"(?m)^# ---- (\d+\. .*) ----\n", text)
     return {"Header": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
 
 
@@ -95,7 +110,7 @@ def train(
     shutil.rmtree(folder, ignore_errors=True)  # an interrupted run: its times would be unreliable
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log")
-    program = program or ROOT / version / "train.py"
+    program = program or program_of(version)
     command = [sys.executable, str(program), "--out", str(folder), "--device", "cpu"]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
@@ -120,6 +135,27 @@ def train(
         said = [line.strip() for line in lines if line.strip()] or ["nothing"]
         raise RunFailed(version, process.returncode, said[-1], log)
     return record(folder)
+
+
+def train_or_diverge(
+    version: str,
+    folder: Path,
+    options: dict[str, object],
+    threads: int = 0,
+    progress: Callable[[int], None] = lambda step: None,
+    program: Path | None = None,
+) -> dict:
+    """The same, but {"diverged": why} if the loss became non-finite, also when asked again."""
+    ended = folder.with_name(folder.name + ".diverged.json")
+    if ended.exists():
+        return read_json(ended)
+    try:
+        return train(version, folder, options, threads, progress, program)
+    except RunFailed as failure:
+        if not any(words in failure.said for words in DIVERGED):
+            raise
+        write_json(ended, {"diverged": failure.said})
+        return read_json(ended)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -256,14 +292,11 @@ def check_alike(runs: list[dict], corpus: Corpus) -> None:
 
 def what_it_depends_on(results: dict, runs: list[dict]) -> str:
     """Budget, text, seeds, machine, dtype and commit of the `runs`, in a line."""
-    first = runs[0]
     budget = "the steps each ships with"
     if results["seconds"]:
         budget = f"{results['seconds']:g} seconds of training each"
     elif results["bytes"]:
         budget = f"{results['bytes'] / 1e6:g} MB of text seen by each"
-    seeds = len({run["seed"] for run in runs})
-    of_seeds = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     dtypes = {}  # dtype -> versions
     for run in runs:
         dtypes.setdefault(run["dtype"], set()).add(run["version"])
@@ -271,10 +304,19 @@ def what_it_depends_on(results: dict, runs: list[dict]) -> str:
         dtype if len(dtypes) == 1 else f"{dtype} ({', '.join(sorted(who))})"
         for dtype, who in sorted(dtypes.items())
     )
+    return f"At {budget}: {of_seeds(runs)}, {under_conditions(runs[0]['corpus'], runs, products)}"
+
+
+def of_seeds(runs: list[dict]) -> str:
+    seeds = len({run["seed"] for run in runs})
+    return f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def under_conditions(corpus: dict, runs: list[dict], products: str) -> str:
+    """The validation text, the dtype of matrix `products`, the machine and the commit."""
     return (
-        f"At {budget}: {of_seeds}, on the whole validation split of "
-        f"`{first['corpus']['name']}` ({first['corpus']['val_bytes']:,} bytes, sha256 "
-        f"{first['corpus']['sha256'][:12]}), matrix products in {products}; {on_machine(*runs)}."
+        f"on the whole validation split of `{corpus['name']}` ({corpus['val_bytes']:,} bytes, "
+        f"sha256 {corpus['sha256'][:12]}), matrix products in {products}; {on_machine(*runs)}."
     )
 
 

@@ -13,7 +13,6 @@ import html
 import math
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,45 +22,36 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
+from benchmarks.budgets import Budget, run_all
 from benchmarks.common import (
     RESULTS,
-    check_alike,
     check_name,
     fold,
     idea,
-    load_version,
     markdown,
     mean,
     open_run,
     pick_versions,
     plus_minus,
-    read_rows,
+    program_of,
     source,
     spread,
-    steps_for_bytes,
-    train,
     what_it_depends_on,
 )
 from shared.command_line import clear_errors, parse_options
-from shared.corpora import Corpus, load_corpus, read_documents
+from shared.corpora import load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json, write_json
 
-MISSED = 0.1  # a run may miss its budget of seconds by this fraction
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
 PARAGRAPH = range(300, 700)  # characters of the document whose tokens are shown
 MAP_TOKENS = 200  # most frequent tokens on the map of embeddings
 
 
 @dataclass
-class Options:
+class Options(Budget):
     """Compare the versions at an equal budget; without one, as they ship."""
 
-    seconds: float = 0  # of training for each run on this machine
-    bytes: float = 0  # of training text for each run
-    seeds: int = 3  # runs of each version
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
-    data: str = "pydocs"  # the corpus, as for the versions
-    threads: int = 0  # CPU threads of a run; 0: as torch chooses
     prompts: tuple[str, ...] = ("Return the", "This module", "If the file")  # for the samples
     name: str = ""  # of the folder of results; after the budget if not given
     fresh: bool = False  # run again what is finished
@@ -70,112 +60,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.seconds and self.bytes:
             raise UserError("--seconds and --bytes are two budgets: choose one")
-        if not (0 <= self.seconds < math.inf and 0 <= self.bytes < math.inf):
-            raise UserError("--seconds and --bytes are numbers of 0 or more")
-        if self.seeds < 1 or self.threads < 0:
-            raise UserError("--seeds must be 1 or more, --threads 0 or more")
-        budget = f"seconds-{self.seconds:g}" if self.seconds else f"bytes-{self.bytes:.0f}"
-        self.name = self.name or (budget if self.seconds or self.bytes else "as-shipped")
+        super().__post_init__()
+        self.name = self.name or self.title
         check_name(self.name)
         pick_versions(self.versions)
-
-
-# ---- running ----
-
-
-def plan(options: Options, folder: Path) -> dict[str, dict[str, object]]:
-    """The options of each version's runs. They are kept in `folder`, so that a comparison that is
-    resumed uses the same ones."""
-    path = folder / "plan.json"
-    asked = {name: getattr(options, name) for name in ("seconds", "bytes", "data", "threads")}
-    kept = read_json(path) if path.exists() else {"asked": asked, "runs": {}}
-    if kept["asked"] != asked:
-        raise UserError(
-            f"{folder} is of {kept['asked']}, not {asked}: use --fresh or another --name"
-        )
-    for version in pick_versions(options.versions):
-        if version not in kept["runs"]:
-            kept["runs"][version] = {"data": options.data}
-            if options.seconds or options.bytes:
-                kept["runs"][version] |= lasting(choose_steps(version, options, folder))
-            write_json(path, kept)
-    return {version: kept["runs"][version] for version in pick_versions(options.versions)}
-
-
-def lasting(steps: int) -> dict[str, object]:
-    """The options for a run of this many steps."""
-    return {"steps": steps, "evaluate_every": math.ceil(steps / 10)}
-
-
-def choose_steps(version: str, options: Options, folder: Path) -> int:
-    """The steps that the budget allows the version."""
-    if options.bytes:
-        return steps_for_bytes(load_version(version), options.bytes, {"data": options.data})
-    steps = max(40, load_version(version).Config().steps // 10)
-    for share in (1 / 4, 1):  # a short run tells how long a quarter takes, that the whole
-        few = {"data": options.data, "steps": steps, "evaluate_every": steps}
-        print(f"{version}: timing {steps:,} steps", flush=True)
-        out = folder / f"{version}-timing-{share:g}"
-        train(version, out, few, options.threads)
-        steps = max(20, round(share * options.seconds / step_seconds(out)))
-    return steps
-
-
-def step_seconds(folder: Path) -> float:
-    """The mean time of a step in a run, without the first ten, which warm up."""
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if "train_loss" in row]
-    return (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
-
-
-def run_one(
-    version: str,
-    seed: int,
-    settings: dict[str, object],
-    folder: Path,
-    options: Options,
-    show: Callable[[int], None],
-) -> dict:
-    """The record of a run. If the first seed misses the budget of seconds, it is run again with the
-    number of steps that its time suggests. The other seeds take as many steps (`settings`), so that
-    they differ only by seed, not by how busy the machine was."""
-    out = folder / f"{version}-{seed}"
-    record = train(version, out, settings | {"seed": seed}, options.threads, show)
-    if options.seconds and seed == 0:
-        if abs(record["seconds"] / options.seconds - 1) > MISSED:
-            print(f"{version}, seed {seed}: {record['seconds']:.1f} s, once more", flush=True)
-            settings |= lasting(round(record["steps"] * options.seconds / record["seconds"]))
-            shutil.rmtree(out)
-            record = train(version, out, settings | {"seed": seed}, options.threads, show)
-        settings |= lasting(record["steps"])  # also if the comparison is resumed
-    return record
-
-
-def run_all(options: Options, folder: Path, corpus: Corpus) -> list[dict]:
-    """The record of each run, seed by seed, so that early results cover all versions."""
-    runs = plan(options, folder)
-    todo = [(version, seed) for seed in range(options.seeds) for version in runs]
-    records = []
-    with tqdm(
-        total=len(todo), desc="runs", bar_format="{l_bar}{bar}| {elapsed}<{remaining}"
-    ) as bar:
-        for done, (version, seed) in enumerate(todo):
-            bar.set_description(f"{version}, seed {seed}")
-            steps = runs[version].get("steps") or load_version(version).Config().steps
-
-            def show(step: int, done: int = done, steps: int = steps) -> None:
-                bar.n = done + step / steps
-                bar.refresh()
-
-            last = run_one(version, seed, runs[version], folder, options, show)
-            records.append(last)
-            check_alike(records, corpus)
-            bar.write(
-                f"{version}, seed {seed}: {last['steps']:,} steps in {last['seconds']:.1f} s of "
-                f"training, {last['bits_per_byte']:.4f} bits per byte",
-                file=sys.stdout,
-            )
-            show(steps)
-    return records
 
 
 # ---- evaluating finished runs ----
@@ -247,7 +135,8 @@ def compare(options: Options) -> dict:
     corpus = load_corpus(options.data)
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    records = run_all(options, folder, corpus)
+    programs = {version: program_of(version) for version in pick_versions(options.versions)}
+    records = run_all(programs, options, folder, corpus)
     documents = list(read_documents(corpus.val))
     paragraph = next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
     if options.threads:

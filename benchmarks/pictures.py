@@ -177,3 +177,26 @@ def draw_ablations(rows: list[dict]) -> Figure:
     axes.set_yticks(places, [f"{row['without']}: {row['instead']}" for row in rows])
     axes.set(xlabel=f"bits per byte more than {rows[0]['instead']}; a cross: diverged")
     return figure
+
+
+def draw_climb(rows: list[dict]) -> Figure:
+    """Bits per byte of each step, the first at the top, mean and spread; a cross: diverged."""
+    figure, (axes,) = axes_of(1, width=9, height=1.2 + 0.42 * len(rows))
+    for unit, label, style in (
+        ("seconds", "at equal time", "o-"),
+        ("bytes", "at equal text", "s--"),
+    ):
+        whole = [row for row in rows if row[unit] and not row[unit]["diverged"]]
+        if whole:
+            bits = [row[unit]["bits_per_byte"] for row in whole]
+            spreads = [row[unit]["spread"] for row in whole]
+            places = [-row["step"] for row in whole]
+            axes.errorbar(bits, places, xerr=spreads, fmt=style, capsize=3, label=label)
+        diverged = [-row["step"] for row in rows if row[unit] and row[unit]["diverged"]]
+        left = axes.get_yaxis_transform()  # at this share of the width, whatever the scale
+        axes.plot([0.98] * len(diverged), diverged, "rX", transform=left)
+    places = [-row["step"] for row in rows]
+    axes.set_yticks(places, [f"{row['step']}  {row['idea'].split(';')[0]}" for row in rows])
+    axes.set(xlabel="bits per byte of validation text; less is better")
+    axes.legend()
+    return figure

@@ -23,12 +23,13 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import compare, pictures, sweep
+from benchmarks import climb, compare, pictures, sweep
 from benchmarks.common import (
     RESULTS,
     idea,
     load_version,
     sections,
+    sections_of,
     source,
     what_it_depends_on,
 )
@@ -46,6 +47,7 @@ class Options:
 
     results: str = "seconds-120"  # the comparison to show, a folder of benchmarks/results
     sweep: str = "sweep-v4"  # the sweep to show, if it is there
+    climb: str = "climb"  # the climb from v3 to v4 to show, if it is there
     out: str = str(ROOT / "runs" / "report.html")  # the page
 
 
@@ -88,7 +90,7 @@ def attention_scores(version: str, T: int) -> torch.Tensor | None:
     config = module.Config()
     position = module.Position(config)
     same = torch.ones(1, T, 1, config.head_size) / config.head_size**0.5  # (B, T, H, D)
-    turned = position.rotate(same).transpose(1, 2)
+    turned = position.rotate(same).transpose(1, 2)  # (1, 1, T, D)
     scores = (turned @ turned.mT + position.bias(T, same.device))[0]
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     scores = scores.masked_fill(future, float("nan"))
@@ -179,7 +181,12 @@ def side_by_side(old: str, new: str) -> list[dict]:
 
 def step(before: str, after: str) -> dict:
     """What changes from one version to the next: a diff for each section that differs."""
-    old, new = sections(before), sections(after)
+    changes = changed_sections(sections(before), sections(after))
+    return {"before": before, "after": after, "idea": idea(after)} | changes
+
+
+def changed_sections(old: dict[str, str], new: dict[str, str]) -> dict[str, list]:
+    """The sections that differ, each with its diff, and the names of those that are the same."""
     changed = []
     for name in new:
         if old[name] != new[name]:
@@ -193,14 +200,25 @@ def step(before: str, after: str) -> dict:
                     "added": sum(row["new"] is not None for row in flat),
                 }
             )
-    same = [name for name in new if old[name] == new[name]]
-    return {"before": before, "after": after, "idea": idea(after), "changed": changed, "same": same}
+    return {"changed": changed, "same": [name for name in new if old[name] == new[name]]}
+
+
+def climbed_steps(results: dict | None) -> list[dict]:
+    """The single ideas from v3 to v4: the diff of each, and what it bought, if it was measured."""
+    programs = [sections_of(climb.compose(number)) for number in range(len(climb.STEPS))]
+    rows = climb.summarize(results) if results else [{}] * len(programs)
+    return [
+        {"number": number, "idea": of.idea, "bought": row and climb.bought(row)}
+        | changed_sections(programs[number - 1], programs[number])
+        for number, (of, row) in enumerate(zip(climb.STEPS, rows))
+        if number
+    ]
 
 
 # ---- the page ----
 
 
-def page(results: dict, swept: dict | None) -> str:
+def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
     """The whole page, as HTML."""
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
@@ -222,6 +240,13 @@ def page(results: dict, swept: dict | None) -> str:
         points = sweep.summarize(swept["points"]) if swept else []
         if points:
             drawn["sweep"] = svg(pictures.draw_sweep(points), "sweeps")
+        if climbed:
+            picture = pictures.draw_climb(climb.summarize(climbed))
+            drawn["climb"] = svg(picture, "bits per byte of each step from v3 to v4")
+    steps = [step(before, after) for before, after in zip(names, names[1:])]
+    for each in steps:  # a diff of nearly all, as that to v4 is, tells nothing
+        is_climb = (each["before"], each["after"]) == (climb.V3, climb.V4)
+        each["climb"] = climbed_steps(climbed) if is_climb else []
     whats = list(dict.fromkeys(point["what"] for point in points))
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -232,7 +257,8 @@ def page(results: dict, swept: dict | None) -> str:
         ideas={name: idea(name) for name in names},
         lines={name: len(source(name).splitlines()) for name in names},
         most_bits=max(row["bits_per_byte"] for row in rows),
-        steps=[step(before, after) for before, after in zip(names, names[1:])],
+        steps=steps,
+        climb_depends=climb.caption(climbed).replace("`", "") if climbed else "",
         exhibits=results["exhibits"],
         prompts=list(next(iter(results["exhibits"].values()))["samples"]),
         depends=what_it_depends_on(results, results["runs"]).replace("`", ""),
@@ -255,11 +281,13 @@ def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
         results = read_json(RESULTS / options.results / "results.json")
-        swept = RESULTS / options.sweep / "results.json"
-        swept = read_json(swept) if swept.exists() else None
+        paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
+        swept, climbed = (read_json(path) if path.exists() else None for path in paths)
         if "exhibits" not in results or (swept and "points" not in swept):
             raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
-        write_text(Path(options.out), page(results, swept))
+        if climbed and not any("budget" in run for run in climbed.get("runs", ())):
+            raise UserError("--climb is from climb.py: see --help")
+        write_text(Path(options.out), page(results, swept, climbed))
         print(f"wrote {options.out}")
 
 

@@ -30,7 +30,6 @@ from benchmarks.common import (
     RESULTS,
     STOP,
     VERSIONS,
-    RunFailed,
     check_alike,
     check_name,
     fold,
@@ -42,7 +41,7 @@ from benchmarks.common import (
     plus_minus,
     spread,
     steps_for_bytes,
-    train,
+    train_or_diverge,
     what_it_depends_on,
 )
 from shared.command_line import clear_errors, parse_options
@@ -69,8 +68,6 @@ LARGER = {
     },
 }
 LARGER_FACTORS = (0.5, 1, 2)
-# How train.py reports non-finite numbers.
-DIVERGED = ("the loss is", "the weights are not finite")
 
 
 @dataclass
@@ -225,16 +222,7 @@ def run_one(version: str, folder: Path, settings: dict[str, object], threads: in
     """
     program = Path(ablations.__file__) if "ablate" in settings else None
     out = folder / f"{version}-{json_sha256([settings, threads])[:12]}"
-    ended = out.with_name(out.name + ".diverged.json")
-    if ended.exists():
-        return read_json(ended)
-    try:
-        return train(version, out, settings, threads, program=program)
-    except RunFailed as failure:
-        if not any(words in failure.said for words in DIVERGED):
-            raise
-        write_json(ended, {"diverged": failure.said})
-        return read_json(ended)
+    return train_or_diverge(version, out, settings, threads, program=program)
 
 
 # ---- reporting ----

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from benchmarks import (
     ablations,
+    budgets,
+    climb,
     common,
     compare,
     faults,
@@ -188,23 +190,23 @@ def test_a_gpu_that_a_run_may_use_does_not_read_what_is_on_the_cpu(monkeypatch, 
 def test_seconds_become_steps_by_timing(monkeypatch, tmp_path):
     """A step of 20 ms: 100 of them in 2 s, found from runs that count after their tenth step."""
 
-    def fake(version, folder, options, threads):
+    def fake(version, folder, options, threads, **_):
         rows = [{"step": s, "train_loss": 1, "seconds": 9 + s / 50} for s in range(10, 50, 10)]
         folder.mkdir(parents=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
 
-    monkeypatch.setattr(compare, "train", fake)
-    options = compare.Options(seconds=2)
-    assert compare.choose_steps("v1_char_transformer", options, tmp_path) == 100
+    monkeypatch.setattr(budgets, "train", fake)
+    budget, program = budgets.Budget(seconds=2), common.program_of("v1_char_transformer")
+    assert budgets.choose_steps("v1_char_transformer", program, budget, tmp_path) == 100
 
 
-def test_a_first_run_that_misses_its_seconds_is_run_once_more(monkeypatch, tmp_path, capsys):
+def test_a_first_run_that_misses_its_seconds_is_run_once_more(tmp_path, capsys):
     """10 ms a step where 20 ms were measured: 100 steps took 1 s of 2, so 200 are right. All seeds
     make as many, also where the machine is slower, and when the comparison goes on."""
     steps, finished = [], {}
 
-    def fake(version, folder, settings, *_):
+    def fake(folder, settings):
         folder.mkdir(exist_ok=True)
         if settings["seed"] not in finished or steps == [100]:
             steps.append(settings["steps"])
@@ -212,14 +214,13 @@ def test_a_first_run_that_misses_its_seconds_is_run_once_more(monkeypatch, tmp_p
             finished[settings["seed"]] = {"steps": settings["steps"], "seconds": seconds}
         return finished[settings["seed"]]
 
-    monkeypatch.setattr(compare, "train", fake)
-    options, taken = compare.Options(seconds=2), []
+    budget, taken = budgets.Budget(seconds=2), []
     for seeds in ([0, 1], [0, 1, 2]):
-        settings = compare.lasting(100)
+        settings = budgets.lasting(100)
         for seed in seeds:
-            run = compare.run_one("v1_char_transformer", seed, settings, tmp_path, options, print)
-            taken.append(run["seconds"])
-        assert settings == compare.lasting(200)
+            out = tmp_path / str(seed)
+            taken.append(budgets.run_one(fake, out, seed, settings, budget)["seconds"])
+        assert settings == budgets.lasting(200)
     assert taken == [2, 4, 2, 4, 4] and steps == [100, 200, 200, 200]
     assert capsys.readouterr().out.count("once more") == 1
 
@@ -252,7 +253,7 @@ def test_a_sweep_that_failed_does_not_stop_the_next_one(
     monkeypatch.setattr(sweep, "FACTORS", {"learning_rate": (1,)})
     asked = f"--version v0 --bytes 4000 --seeds 1 --data {corpus_file}".split()
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "train", lambda *_, **__: 1 / 0)
+        patch.setattr(sweep, "train_or_diverge", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sweep.main(asked)
     sweep.main(asked)
@@ -291,6 +292,9 @@ def test_larger_is_ten_times_as_long_and_as_large(corpus_file):
         (tokenizers, "--repeats 0", "--repeats"),
         (report, "--results sweep-v4", "compare.py"),
         (report, "--sweep seconds-120", "sweep.py"),
+        (report, "--climb seconds-120", "climb.py"),
+        (climb, "--seeds 0", "--seeds"),
+        (climb, "--name ../precious", "--name"),
         (sweep, "--bytes inf", "more than 0"),
         (compare, "--seeds 0", "--seeds"),
         (compare, "--name nowhere --readme", "results.json"),
@@ -377,7 +381,7 @@ def test_every_file_and_option_of_the_readme_exists():
     options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
-    programs = (compare, sweep, report, encode, training, tokenizers)
+    programs = (compare, sweep, report, encode, training, tokenizers, climb)
     others = [program.Options for program in programs]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
@@ -456,6 +460,24 @@ def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch
     assert "0.1 diverges" in html and "only 64 positions were learned" in html
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|@import|url\((?!#|['"]?data:)""", html)
     assert html.count("<svg") == 6  # curves, rates, beyond, v2's positions, map, sweep
+
+
+def test_the_page_goes_to_v4_in_single_ideas(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    write_json(tmp_path / "toy" / "results.json", toy.to_v4())
+    write_json(tmp_path / "climb" / "results.json", toy.climb())
+    report.main(f"--results toy --sweep none --out {tmp_path / 'page.html'}".split())
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    html = html.partition("v3_alibi → v4_modern</h3>")[2].partition("<h2")[0]
+    titles = [plain(title) for title in re.findall("<h4>(.*)</h4>", html)]
+    ideas = [f"{i}. {step.idea}" for i, step in enumerate(climb.STEPS) if i]
+    assert [title.lower() for title in titles] == [idea.lower() for idea in ideas]
+    shown = [name for name in re.findall(r"<summary>(\d+)\. ", html) if name != "1"]
+    asked = [str(section) for step in climb.STEPS for section in step.sections if section != 1]
+    assert shown == asked
+    assert "Bits per byte: at equal time -0.300 ± 0.283, at equal text +0.250." in html
+    assert html.count("<svg") == 1
+    assert not any(each["bought"] for each in report.climbed_steps(None))  # not measured yet
 
 
 @pytest.mark.parametrize("name", VERSIONS[1:])

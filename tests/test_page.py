@@ -6,6 +6,7 @@ import shutil
 import pytest
 import toy
 
+from benchmarks import climb
 from shared.files import write_json
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -19,8 +20,9 @@ def address(tmp_path_factory) -> str:
     from benchmarks import report
 
     folder = tmp_path_factory.mktemp("page")
-    write_json(folder / "toy" / "results.json", toy.results())
+    write_json(folder / "toy" / "results.json", toy.to_v4())
     write_json(folder / "toy-sweep" / "results.json", toy.sweep())
+    write_json(folder / "climb" / "results.json", toy.climb())
     kept, report.RESULTS = report.RESULTS, folder
     report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
     report.RESULTS = kept
@@ -47,7 +49,7 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     # Nothing is fetched but the page itself, nothing complains.
     assert [url for url in asked if not url.startswith("data:")] == [address] and errors == []
     # Every picture is there: drawings have a size, images within them are decoded.
-    assert page.locator("figure svg").count() == 6
+    assert page.locator("figure svg").count() == 9  # positions of v2, v3 and v4; the climb
     for drawing in page.locator("figure svg").all():
         box = drawing.bounding_box()
         assert box["width"] > 100 and box["height"] > 100
@@ -67,6 +69,8 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     assert not inner.locator(".row").first.is_visible()
     inner.locator("summary").click()
     assert inner.locator(".row").first.is_visible()
+    # The way to v4 is told in single ideas.
+    assert page.locator("h4").count() == len(climb.STEPS) - 1
     # Nothing stands out at the side, and dark is dark.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"

@@ -93,3 +93,30 @@ def ablations() -> dict:
         runs = [run("v4_modern", i, b, last_loss=b, **values) for i, b in enumerate(of_seeds)]
         points.append({"what": what, "options": {"data": "toy", "steps": 40}, "runs": runs})
     return {"version": "v4_modern", "bytes": 6000, "seconds": 0, "points": points}
+
+
+def climb() -> dict:
+    """Steps from v3 to v4: 0 to 2 at equal time, of which the last diverged once, 0 and 1 at equal
+    text."""
+    bits = {
+        "seconds": [(2.0, 3.0), (1.9, 2.5), (1.8, 9.0)],
+        "bytes": [(2.5, 2.5), (2.75, 2.75)],
+    }
+    names = ["climb_0_v3", "climb_1_tokenizer", "climb_2_norm"]
+    runs = []
+    for unit, of_steps in bits.items():
+        for name, of_seeds in zip(names, of_steps):
+            for seed, value in enumerate(of_seeds):
+                dtype = "float32" if name == names[0] else "bfloat16"
+                values = {"budget": unit, "dtype": dtype, "last_loss": value}
+                runs.append(run(name, seed, value, **values))
+    return {"corpus": runs[0]["corpus"], "seconds": 2.0, "bytes": 6000.0, "runs": runs}
+
+
+def to_v4() -> dict:
+    """`results`, with v3 and v4 on top."""
+    whole = results()
+    for version in ("v3_alibi", "v4_modern"):
+        whole["runs"].append(run(version, 0, 2.0))
+        whole["exhibits"][version] = {"samples": {"A <b>": "A <b> fish"}, "tokens": ["A", " fish"]}
+    return whole

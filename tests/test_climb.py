@@ -1,0 +1,305 @@
+"""The steps from v3 to v4: each is a whole version, each changes what it says, and the numbers
+told of them are those of the results."""
+
+import difflib
+import re
+import signal
+
+import pytest
+import torch
+import toy
+from conftest import random_model, small_arguments, small_config, small_text
+
+from benchmarks import ablations, budgets, climb, pictures
+from benchmarks.common import load_program, record, sections, sections_of
+from benchmarks.faults import equal, read_run
+from shared.files import read_json, write_json, write_text
+from shared.run import Run
+
+STEPS = range(len(climb.STEPS))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Far from the versions' folders, and from shared/."""
+    return list(climb.write_programs(tmp_path_factory.mktemp("programs")).values())
+
+
+@pytest.fixture(params=STEPS)
+def step(request, programs):
+    return load_program(programs[request.param])
+
+
+# ---- what a step is made of ----
+
+
+def test_the_first_is_v3_and_the_last_is_v4():
+    for number, version in ((0, climb.V3), (STEPS[-1], climb.V4)):
+        ours, theirs = sections_of(climb.compose(number)), sections(version)
+        assert list(ours) == list(theirs)
+        heads = [each.pop("Header").split('"""\n', 1)[1] for each in (ours, theirs)]
+        assert ours == theirs and heads[0].strip() == heads[1].split('"""\n')[-1].strip()
+
+
+@pytest.mark.parametrize("number", STEPS[1:])
+def test_a_step_changes_what_it_says(number):
+    """And with it the header, and the fields of Config that come and go."""
+    old, new = (sections_of(climb.compose(n)) for n in (number - 1, number))
+    changed = {name.split(".")[0] for name in new if old[name] != new[name]}
+    asked = {str(section) for section in climb.STEPS[number].sections}
+    assert changed - {"Header", "1"} == asked - {"1"}
+    for name in new:
+        if name.split(".")[0] in asked:
+            assert new[name] == sections(climb.V4)[name]
+
+
+def test_fields_keep_their_values_until_a_step_takes_them(programs):
+    configs = [load_program(program).Config() for program in programs]
+    v3, v4 = configs[0], configs[-1]
+    for step, below, config in zip(climb.STEPS[1:], configs, configs[1:-1]):
+        for name, value in vars(config).items():
+            if name in step.takes:
+                assert value == getattr(v4, name)
+            elif name in step.sizes:
+                assert value == step.sizes[name]
+            elif name != "out":
+                kept = vars(below) if hasattr(below, name) else vars(v4)
+                assert value == kept[name], (step.name, name)
+        assert config.width == v3.width and config.n_layers == v3.n_layers
+    fields = [set(vars(config)) for config in configs]
+    assert fields[0] - fields[1] == {"tokenizer_sample_bytes"}
+    assert "dropout" in fields[4] and "dropout" not in fields[5]
+    assert fields[3] - fields[2] == {"rope_base"} and fields[-2] == fields[-1]
+
+
+def test_the_sizes_of_our_own_are_as_large_as_v3s(programs):
+    """SwiGLU's three matrices as v3's two, all heads with keys and values of their own."""
+    sizes = {}
+    for number in (0, 4, 5):
+        module = load_program(programs[number])
+        with torch.device("meta"):
+            block = module.Block(module.Config())
+        for part in ("attention", "feed_forward"):
+            parameters = getattr(block, part).parameters()
+            sizes[number, part] = sum(p.numel() for p in parameters)
+    assert sizes[5, "feed_forward"] == pytest.approx(sizes[4, "feed_forward"], rel=0.01)
+    assert sizes[4, "attention"] == pytest.approx(sizes[0, "attention"], rel=0.01)
+
+
+def test_a_diff_is_between_neighbours(capsys):
+    climb.main(["--show", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    old, new = climb.compose(2).splitlines(), climb.compose(3).splitlines()
+    assert lines == list(
+        difflib.unified_diff(old, new, climb.title(2), climb.title(3), lineterm="")
+    )
+    for number in (-1, len(STEPS)):
+        with pytest.raises(SystemExit) as stop:
+            climb.main(["--show", str(number)])
+        assert stop.value.code == 2 and "--show" in capsys.readouterr().err
+
+
+# ---- what every version must do ----
+
+
+def test_a_step_trains_goes_on_where_it_stopped_and_writes(
+    step, corpus_file, tmp_path, monkeypatch, capsys
+):
+    options = {"data": str(corpus_file), "steps": 5}
+    summary = step.train(small_config(step, out=str(tmp_path / "whole"), **options))
+    assert summary["version"] == step.VERSION and summary["version"].startswith("climb_")
+    log_step = Run.log_step
+
+    def interrupt(run, *arguments):
+        log_step(run, *arguments)
+        if run.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(Run, "log_step", interrupt)
+        step.main(small_arguments(step, out=tmp_path / "broken", **options))
+    assert stop.value.code == 130
+    step.main(["--resume", "--out", str(tmp_path / "broken")])
+    assert equal(read_run(tmp_path / "whole"), read_run(tmp_path / "broken"))
+    capsys.readouterr()
+    step.main(["--sample", "--out", str(tmp_path / "whole"), "--prompt", "the cat"])
+    assert capsys.readouterr().out.startswith("the cat")
+
+
+def test_no_token_sees_what_follows(step):
+    model, config = random_model(step)
+    ids = torch.randint(config.vocab_size, (2, 16))
+    changed = ids.clone()
+    changed[:, 9] = (ids[:, 9] + 1) % config.vocab_size
+    before, after = model(ids), model(changed)
+    torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-5, rtol=1e-5)
+    assert not torch.equal(before[:, 9], after[:, 9])
+    assert not torch.allclose(before[:, 15], after[:, 15], atol=1e-3)  # and sees what came before
+
+
+def test_a_score_does_not_depend_on_the_batch(step):
+    tokenizer = step.Tokenizer.train([small_text()], 300)
+    model, _ = random_model(step, vocab_size=tokenizer.vocab_size)
+    end = tokenizer.special_tokens["<|endoftext|>"]
+    tokens = torch.tensor([end, *tokenizer.encode(small_text(1)), end]).numpy()
+    scores = [step.evaluate(model, tokens, tokenizer, 16, batch) for batch in (1, 3, 64)]
+    for nats, n_bytes in scores:
+        assert n_bytes == len(small_text(1))
+        assert nats == pytest.approx(scores[0][0], rel=1e-5)
+
+
+def test_writing_with_a_cache_is_writing_without_one(step):
+    """Token by token, each from a call of the model with all that came before."""
+    model, config = random_model(step, temperature=0.0, max_new_tokens=10)
+    ids = [3, 1, 4, 1, 5]
+    for token in step.generate(model, list(ids), config, stop=-1):
+        assert token == int(model(torch.tensor([ids]))[0, -1].argmax())
+        ids.append(token)
+    assert len(ids) == 15
+
+
+# ---- what is told of them ----
+
+
+def test_the_table_against_numbers_found_by_hand():
+    text = climb.report(toy.climb())
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \d \|", line)]
+    assert rows[0][2:] == ["", "**2.500** ± 0.707", "", "**2.500**", " |"]
+    assert rows[1][3:] == ["**2.200** ± 0.424", "-0.300 ± 0.283", "**2.750**", "+0.250 |"]
+    assert rows[2][3:] == ["diverged, 1 of 2", "", "", " |"] and rows[3][3:5] == ["", ""]
+    diff = climb.diff(2).splitlines()[2:]
+    counts = [sum(line.startswith(sign) for line in diff) for sign in "-+"]
+    assert rows[2][2] == "-{} +{}".format(*counts)
+    assert "Equal time is 2 seconds of training, equal text is 0.006 MB; mean ± standard" in text
+    assert "2 seeds" in text and "products in float32, from step 1 on bfloat16; Python" in text
+    assert "| 1 | 1,234 | 40, 2.5, 0.01 | 40, 2.5, 0.01 |" in text
+    for table in re.findall(r"(?m)(?:^\|.*\|\n)+", text + "\n"):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_a_step_on_top_of_one_that_diverged_has_no_change():
+    toys = toy.climb()
+    toys["runs"] += [toy.run(climb.title(3), i, 1.0, budget="seconds") for i in (0, 1)]
+    row = climb.summarize(toys)[3]["seconds"]
+    assert row["bits_per_byte"] == 1.0 and "change" not in row
+
+
+def test_the_picture_has_a_point_a_step_and_a_cross():
+    (axes,) = pictures.draw_climb(climb.summarize(toy.climb())).axes
+    points = [list(line.get_xdata()) for line in axes.lines if line.get_marker() in "os"]
+    assert points == [pytest.approx([2.5, 2.2]), [2.5, 2.75]]
+    crosses = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "X"]
+    assert crosses == [[-2], []]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, started) -> dict[int, dict]:
+    """Two steps, v3 and its norm, of a size that trains in a moment; all goes to `tmp_path`.
+    Values of other fields may be put into what this returns, by step."""
+    compose, others = climb.compose, {}
+    monkeypatch.setattr(climb, "RUNS", tmp_path)
+    monkeypatch.setattr(climb, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(climb, "STEPS", (climb.STEPS[0], climb.STEPS[2]))
+    values = {"vocab_size": 300, "width": 8, "n_layers": 1, "n_heads": 1, "head_size": 8}
+    values |= {"max_new_tokens": 5}
+
+    def smaller(number: int) -> str:
+        text = compose(number)
+        for name, value in (values | others.get(number, {})).items():
+            text = re.sub(rf"(?m)^    {name}: (\w+) = \S+", rf"    {name}: \1 = {value}", text)
+        return text
+
+    monkeypatch.setattr(climb, "compose", smaller)
+    return others
+
+
+def test_both_budgets_share_a_file_and_what_is_finished_is_kept(
+    corpus_file, tmp_path, monkeypatch, tiny, capsys
+):
+    trained = []
+
+    def in_this_process(version, folder, options, program, **_):
+        if not (folder / "summary.json").exists():
+            trained.append(version)
+            module = load_program(program)
+            module.train(module.Config(out=str(folder), device="cpu", **options))
+        return record(folder)
+
+    monkeypatch.setattr(budgets, "train_or_diverge", in_this_process)
+    asked = f"--seeds 1 --data {corpus_file}".split()
+    climb.main([*asked, "--bytes", "3000"])
+    climb.main([*asked, "--bytes", "3000"])
+    assert len(trained) == 2
+    monkeypatch.setattr(budgets, "MISSED", 1e9)
+    monkeypatch.setattr(budgets, "choose_steps", lambda *_: 7)  # it would train to find them
+    climb.main([*asked, "--seconds", "10"])
+    assert len(trained) == 4
+    results = read_json(tmp_path / "results" / "climb" / "results.json")
+    runs = [(run["budget"], run["version"]) for run in results["runs"]]
+    names = [climb.title(0), climb.title(1)]
+    assert runs == [(unit, name) for unit in ("seconds", "bytes") for name in names]
+    assert [run["steps"] for run in results["runs"][:2]] == [7, 7]
+    text = (tmp_path / "results" / "climb" / "results.json").read_text(encoding="utf-8")
+    assert sum(line.startswith('{"budget"') for line in text.splitlines()) == 4
+    assert "rates" not in text and max(map(len, text.splitlines())) < 800
+    assert (tmp_path / "results" / "climb" / "climb.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("| 1 | RMSNorm") == 3
+
+
+def test_a_run_that_diverges_is_told(corpus_file, tmp_path, tiny):
+    tiny[1] = {"learning_rate": "1e30"}
+    climb.main(f"--seeds 1 --threads 1 --bytes 6000 --data {corpus_file}".split())
+    table = (tmp_path / "results" / "climb" / "table.md").read_text(encoding="utf-8")
+    assert "| diverged, 1 of 1 |  |" in table
+
+
+# ---- the tour ----
+
+
+def test_the_tour_shows_what_the_results_give():
+    """If not: python benchmarks/climb.py --readme"""
+    text = climb.TOUR.read_text(encoding="utf-8")
+    assert climb.tour(text) == text
+    blocks = " ".join(re.findall(r"<!-- results (.+) -->", text)).split()
+    assert {f"climb/{number}" for number in STEPS[1:]} | {"climb"} <= set(blocks)
+    of_v4 = {name.partition("/")[2] for name in blocks if name.startswith("ablate-v4/")}
+    assert {"qk_norm", "zeros", "clipping", "schedule", "muon"} <= of_v4 <= set(ablations.ABLATIONS)
+
+
+def test_the_tour_points_at_what_is_there():
+    """Names of the file and the commands' options exist, and it stays a short walk."""
+    text = climb.TOUR.read_text(encoding="utf-8")
+    code = climb.compose(STEPS[-1])
+    for name in re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)`", text):
+        for part in name.split("."):
+            assert re.search(rf"\b{part}\b", code), name
+    options = {*climb.Options.__dataclass_fields__, "what", "ablate"}
+    options |= set(load_program(climb.ROOT / climb.V4 / "train.py").Config.__dataclass_fields__)
+    for option in re.findall(r"--([a-z][a-z-]+)", text):
+        assert option.replace("-", "_") in options | {"nproc_per_node"}, option
+    assert len(text.splitlines()) <= 220
+
+
+def test_blocks_of_the_tour_are_rewritten_from_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(climb, "RESULTS", tmp_path)
+    text = "a\n<!-- results {} -->\nold\n<!-- /results -->\nb"
+    text += "\n<!-- results climb -->\n<!-- /results -->"
+
+    def told(names):
+        lines = climb.tour(climb.tour(text.format(names))).splitlines()
+        assert lines[:2] == ["a", f"<!-- results {names} -->"] and "old" not in lines
+        return lines[2 : lines.index("<!-- /results -->")]
+
+    assert told("climb") == ["Not measured yet."]
+    assert told("climb/1 ablate-v4/rope") == ["- Not measured yet."] * 2
+    write_text(tmp_path / "climb" / "results.json", climb.one_run_a_line(toy.climb()))
+    write_json(tmp_path / "ablate-v4" / "results.json", toy.ablations())
+    assert told("climb/1 climb/2 climb/3 ablate-v4/rope ablate-v4/clipping ablate-v4/muon") == [
+        "- In bits per byte: at equal time -0.300 ± 0.283, at equal text +0.250.",
+        "- In bits per byte: at equal time diverged, 1 of 2.",
+        "- Not measured yet.",
+        "- In v4, RoPE → no positions: +0.300 ± 0.283 at 0.006 MB of text.",
+        "- In v4, clipping of gradients → nothing: 1 of 2 runs diverged at 0.006 MB of text.",
+        "- Not measured yet.",
+    ]
+    assert "\n".join(told("climb")) + "\n" in climb.report(toy.climb())
