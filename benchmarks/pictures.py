@@ -181,7 +181,7 @@ def draw_ablations(rows: list[dict]) -> Figure:
 
 def draw_climb(rows: list[dict]) -> Figure:
     """Bits per byte of each step, the first at the top, mean and spread; a cross: diverged."""
-    figure, (axes,) = axes_of(1, width=9, height=1.2 + 0.42 * len(rows))
+    figure, (axes,) = axes_of(1, width=11, height=1.2 + 0.42 * len(rows))
     for unit, label, style in (
         ("seconds", "at equal time", "o-"),
         ("bytes", "at equal text", "s--"),
