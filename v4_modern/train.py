@@ -548,7 +548,8 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value exceeds 1
     for a, b, c in steps:
         g = x @ x.mT
-        x = a * x + (b * g + c * g @ g) @ x
+        p = torch.baddbmm(g, g, g, beta=b, alpha=c)  # b g + c g g
+        x = torch.baddbmm(x, p, x, beta=a)  # a x + p x
     return x.mT if tall else x
 
 
