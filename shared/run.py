@@ -439,14 +439,11 @@ class Run:
         return summary
 
     def _summary(self, corpus_tokens: int) -> dict:
-        config, corpus = self.config, self.corpus
-        tokens, known = (
-            self.step * self.tokens_a_step,
-            ("name", "sha256", "train_bytes", "val_bytes"),
-        )
+        config, corpus, tokens = self.config, self.corpus, self.step * self.tokens_a_step
+        of_corpus = "name", "sha256", "train_bytes", "val_bytes"
         return {
             "version": self.version,
-            "corpus": {name: getattr(corpus, name) for name in known},
+            "corpus": {name: getattr(corpus, name) for name in of_corpus},
             "vocab_size": config.vocab_size,
             "parameters": self.parameters,
             "context_length": config.context_length,

@@ -102,9 +102,8 @@ class Merger:
         starts = np.append(0, ends[:-1])
         ids, place = self.ids[text], np.arange(len(text))
         ids[0] = ids[ends] = -1
-        for word in np.flatnonzero(
-            ends - starts > LONG_WORD
-        ):  # a round for each merge would take long
+        # In long words, a round for each merge would take long.
+        for word in np.flatnonzero(ends - starts > LONG_WORD):
             long = ids[starts[word] + 1 : ends[word]]
             merged = self.merge_long(long)
             long[: len(merged)], long[len(merged) :] = merged, -1
