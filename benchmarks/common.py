@@ -57,7 +57,7 @@ def load_program(path: Path, copy: str = "") -> ModuleType:
 
 
 def kind_of_v4(size: int, cores: int) -> type:
-    """The tokenizer that v4 takes for a text of `size` bytes."""
+    """The tokenizer that v4 takes for a text of `size` bytes, in words of usual length."""
     v4 = load_version("v4_modern")
     return fast_bpe.fast(v4.Tokenizer, cores) if size > fast_bpe.LONG else v4.Tokenizer
 

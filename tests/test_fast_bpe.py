@@ -364,3 +364,14 @@ def test_streaming_does_not_hold_the_text():
         waiting.append(read - encoded)
     assert encoded == read == 10_000_000
     assert max(waiting) < 2_000_000
+
+
+def test_it_is_for_long_texts_and_for_long_words(tmp_path, monkeypatch):
+    """In plain Python, a word of a million letters would take an hour."""
+    path = tmp_path / "text.txt"
+    for text, expected in (("ab " * 20_000, False), ("a" * 20_000, True), ("", False)):
+        path.write_text(text)
+        assert fast_bpe.is_long(path) is expected
+    monkeypatch.setattr(fast_bpe, "LONG", 10)
+    path.write_text("ab " * 4)
+    assert fast_bpe.is_long(path)

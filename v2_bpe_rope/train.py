@@ -160,11 +160,11 @@ class Tokenizer:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         ids = []
         for word in self.pattern.findall(well_formed(text)):
-            if word not in self.cache:
-                if len(self.cache) == self.most_words:
+            if (of_word := self.cache.get(word)) is None:
+                if len(self.cache) >= self.most_words:
                     self.cache.clear()
-                self.cache[word] = self.encode_word(word)
-            ids += self.cache[word]
+                of_word = self.cache[word] = self.encode_word(word)
+            ids += of_word
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -244,7 +244,8 @@ class Position(nn.Module):
         angles = t[:, None, None] * self.frequencies  # (T, 1, D/2), the same in all heads
         cos, sin = angles.cos(), angles.sin()
         left, right = x.chunk(2, dim=-1)  # (B, T, H, D/2)
-        return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+        y = torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+        return y.type_as(x)  # not float32 where x is in 16 bits
 
     def bias(self, T: int, device: torch.device) -> Tensor:
         """The mask added to the scores, (T, T): -inf where a key comes after its query."""

@@ -171,11 +171,11 @@ class Tokenizer:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         ids = []
         for word in self.pattern.findall(well_formed(text)):
-            if word not in self.cache:
-                if len(self.cache) == self.most_words:
+            if (of_word := self.cache.get(word)) is None:
+                if len(self.cache) >= self.most_words:
                     self.cache.clear()
-                self.cache[word] = self.encode_word(word)
-            ids += self.cache[word]
+                of_word = self.cache[word] = self.encode_word(word)
+            ids += of_word
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

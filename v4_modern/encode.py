@@ -71,7 +71,7 @@ class Options:
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        out, is_long = Path(options.out), os.path.getsize(options.source) > fast_bpe.LONG
+        out, is_long = Path(options.out), fast_bpe.is_long(options.source)
         kind = fast_bpe.fast(Tokenizer, options.workers) if is_long else Tokenizer
         if options.tokenizer:
             tokenizer = load_tokenizer(kind, options.tokenizer)

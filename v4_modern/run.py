@@ -53,7 +53,8 @@ class Run(run.Run):
 
     def compile_is_due(self) -> bool:
         """Whether to compile the model now: after enough steps to time them uncompiled."""
-        return self.config.compile and self.step - self.began == 2 * LOG_EVERY
+        compiles = getattr(self.config, "compile", False)
+        return compiles and self.step - self.began == 2 * LOG_EVERY
 
     def _time_compiled_steps(self) -> None:
         """Read the clock four times, every LOG_EVERY steps: the first interval is uncompiled, the

@@ -79,7 +79,7 @@ class Config:
     compile: bool = False  # use torch.compile; the log says after how many steps it pays off
     evaluate_every: int = 100  # steps between evaluations on the validation text
     checkpoint_every: int = 1000  # steps between checkpoints
-    workers: int = 0  # processes for tokenizing; 0: one per core
+    workers: int = 0  # processes for tokenizing a long text; 0: one per core
     seed: int = 0  # random seed
     device: str = "auto"  # cpu, cuda, mps, or auto: the best available
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 if native
@@ -164,17 +164,17 @@ class Tokenizer:
             for pair in zip(ids, ids[1:]):
                 pairs[pair] += count
                 where[pair].add(i)
-        heap = [cls.rank(pair, count, vocab) for pair, count in pairs.items()]
+        heap = [cls.priority(pair, count, vocab) for pair, count in pairs.items()]
         heapify(heap)
         with tqdm(total=256 + n_merges, initial=256, desc="merging", leave=False) as bar:
             while heap and len(merges) < n_merges:
-                most, *_, best = heappop(heap)
-                if pairs[best] < -most:  # later merges made it rarer: it comes when its turn is
+                minus_count, *_, best = heappop(heap)
+                if pairs[best] < -minus_count:  # merges made it rarer since: its turn is later
                     if pairs[best]:
-                        heappush(heap, cls.rank(best, pairs[best], vocab))
+                        heappush(heap, cls.priority(best, pairs[best], vocab))
                     continue
                 new = set()
-                for i in where.pop(best):
+                for i in where.pop(best):  # it was there; where it no longer is, nothing merges
                     ids, count = words[i]
                     merged, changes = cls.merge(ids, best, len(vocab))
                     words[i] = merged, count
@@ -186,7 +186,7 @@ class Tokenizer:
                 merges.append(best)
                 vocab.append(vocab[best[0]] + vocab[best[1]])
                 for pair in new:
-                    heappush(heap, cls.rank(pair, pairs[pair], vocab))
+                    heappush(heap, cls.priority(pair, pairs[pair], vocab))
                 bar.update()
         return cls(merges, special_tokens)
 
@@ -194,10 +194,10 @@ class Tokenizer:
     def split(cls, text: str | bytes, special: regex.Pattern) -> Iterator[str]:
         """The words of `text`; special tokens are words of their own."""
         for i, part in enumerate(special.split(well_formed(text))):
-            yield from [part] if i % 2 else cls.pattern.findall(part)
+            yield from cls.pattern.findall(part) if i % 2 == 0 else [part]  # odd: a special token
 
     @staticmethod
-    def rank(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
+    def priority(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
         """What a heap, whose least element comes first, sorts a pair by: all signs are turned. The
         1 after the bytes puts `ab` before `a`."""
         left, right = ([*(-byte for byte in vocab[i]), 1] for i in pair)
@@ -210,7 +210,8 @@ class Tokenizer:
         """`ids` with each `pair`, from left to right, replaced by `token`; and by how much this
         changes the number of each pair beside it.
 
-        t h e n with h e merged: t he n, and of t h and e n one less, of t he and he n one more.
+        t h e n with h e merged: t he n, and of t h and e n one less, of t he and he n one more. In
+        t h e h e, the he h counted at the first he is taken back at the second.
         """
         merged, changes, i = [], defaultdict(int), 0
         while i < len(ids):
@@ -244,11 +245,11 @@ class Tokenizer:
         """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
         ids = []
         for word in self.split(text, self.special):
-            if word not in self.cache:
-                if len(self.cache) == self.most_words:
+            if (of_word := self.cache.get(word)) is None:
+                if len(self.cache) >= self.most_words:
                     self.cache.clear()
-                self.cache[word] = self.encode_word(word)
-            ids += self.cache[word]
+                of_word = self.cache[word] = self.encode_word(word)
+            ids += of_word
         return ids
 
     def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
@@ -257,7 +258,7 @@ class Tokenizer:
 
     def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
         """The same one by one; only a few megabytes of text are held."""
-        return chain.from_iterable(map(list, self.encode_pieces(texts)))
+        return chain.from_iterable(self.encode_pieces(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
@@ -281,7 +282,7 @@ class Tokenizer:
             return load_hugging_face(cls, path)
 
         def build(saved: dict) -> "Tokenizer":
-            return cls(saved["merges"], saved["special_tokens"], saved["first"])
+            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
 
         return read_tokenizer(path, "delta-bpe", build)
 
@@ -294,14 +295,14 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
     corpus = load_corpus(config.data)
-    is_long, vocab_size = corpus.train_bytes > fast_bpe.LONG, config.vocab_size
-    kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer
+    is_long, vocab_size = fast_bpe.is_long(corpus.train), config.vocab_size
+    kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
         kind,
         (corpus.sha256, vocab_size),
         lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
     )
-    encoder = kind(tokenizer.merges, tokenizer.special_tokens, tokenizer.first)
+    encoder = kind(tokenizer.merges, tokenizer.special_tokens, tokenizer.first)  # a given one, too
     return tokenizer, corpus, *mapped_splits(corpus, encoder)
 
 
@@ -358,7 +359,8 @@ class Position(nn.Module):
         angles = t[:, None, None] * self.frequencies  # (T, 1, D/2), the same in all heads
         cos, sin = angles.cos(), angles.sin()
         left, right = x.chunk(2, dim=-1)  # (B, T, H, D/2)
-        return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+        y = torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+        return y.type_as(x)  # not float32 where x is in 16 bits
 
     def bias(self, T: int, device: torch.device) -> Tensor:
         """The mask added to the scores, (T, T): -inf where a key comes after its query."""
@@ -384,14 +386,15 @@ class Cache:
 
 class Attention(nn.Module):
     """Causal grouped-query attention: heads may share keys and values (Ainslie et al. 2023).
-    Queries and keys are normalized before they are compared (QK-norm, Henry et al. 2020)."""
+    Queries and keys are normalized before they are compared (QK-norm, Henry et al. 2020). Positions
+    must come by rotation: fused, or with a cache, no other bias than the causal mask is added."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         H, G = config.n_heads, config.n_kv_heads
         if H % G:
             raise UserError(f"--n-kv-heads {G} must divide --n-heads {H}")
-        self.shared_by, self.head_size = H // G, config.head_size
+        self.group, self.head_size = H // G, config.head_size  # query heads to each of the others
         inner, inner_kv = H * config.head_size, G * config.head_size
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, inner_kv, bias=False)
@@ -409,21 +412,19 @@ class Attention(nn.Module):
         q = self.query(x).view(B, T, -1, self.head_size)  # (B, T, H, D)
         k = self.key(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
         v = self.value(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
-        first = cache.length if cache else 0
+        first = 0 if cache is None else cache.length
         q = position.rotate(self.query_norm(q), first)
         k = position.rotate(self.key_norm(k), first)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
         if cache is not None:
-            k, v = cache.extend(k, v)
-        if x.is_cpu and T <= 512:
-            k, v = (part.repeat_interleave(self.shared_by, dim=1) for part in (k, v))
-            scores = (q / self.head_size**0.5) @ k.mT  # (B, H, T, T)
+            k, v = cache.extend(k, v)  # S tokens, more than T
+        if x.is_cpu and T <= 512:  # written out; longer, the scores would take too much memory
+            k, v = (part.repeat_interleave(self.group, dim=1) for part in (k, v))
+            scores = (q / self.head_size**0.5) @ k.mT  # (B, H, T, S)
             weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
             y = weights @ v
-        else:  # the same, fused (Dao et al. 2022): faster on a GPU, and the scores take no memory
-            y = F.scaled_dot_product_attention(
-                q, k, v, is_causal=T > 1, enable_gqa=self.shared_by > 1
-            )
+        else:  # the same, fused (Dao et al. 2022): faster on a GPU; a single token sees all keys
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.group > 1)
         return self.output(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H*D)
 
 
@@ -578,10 +579,10 @@ class Muon(torch.optim.Optimizer):
                     state["means"] = torch.zeros_like(grads)
                 means = state["means"].lerp_(grads, 1 - group["momentum"])
                 ahead = grads.lerp(means, group["momentum"])  # Nesterov momentum
-                scale = sqrt(max(1, rows / columns))
+                factor = sqrt(max(1, rows / columns))  # the entries of a tall update are smaller
                 for p, update in zip(parameters, orthogonalize(ahead)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(update, alpha=group["lr"] * scale)
+                    p.sub_(update, alpha=group["lr"] * factor)
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
@@ -589,7 +590,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
 
     The rate of each group is `learning_rate` times its `scale`. One Muon rate suits matrices of all
     sizes. Beyond width 128, the head's rate is inverse to the width: a logit sums over that many
-    channels (Yang et al. 2022, table 3). Gains decay, too.
+    channels (Yang et al. 2022, table 3). The norms' gains decay, too.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     apart = {id(p) for p in (*matrices, model.head.weight)}

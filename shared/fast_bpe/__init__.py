@@ -9,8 +9,11 @@ v4's file has it in plain Python. Here it is in numpy and on all cores:
 """
 
 import gc
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +28,14 @@ from shared.text import END_OF_TEXT, PIECE, utf8, whole_words
 
 T = TypeVar("T")
 LONG = 4_000_000  # bytes of text from which on all this is worth its while
+LONG_RUN = 10_000  # bytes without a blank: plain Python goes through a word once for every merge
+
+
+def is_long(path: str | Path) -> bool:
+    """Whether the text in `path`, or one of its words, is so long that all this is worth it."""
+    if os.path.getsize(path) > LONG:
+        return True
+    return max(map(len, Path(path).read_bytes().split()), default=0) > LONG_RUN
 
 
 @contextmanager
@@ -139,5 +150,10 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
 
         def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[np.ndarray]:
             return self.encoder.encode_texts(whole_words(texts, self.special_tokens), workers)
+
+        def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
+            """In one process, which holds less text."""
+            pieces = map(self.encode, whole_words(texts, self.special_tokens))
+            return chain.from_iterable(pieces)
 
     return Fast
