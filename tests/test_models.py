@@ -71,7 +71,8 @@ def test_attention_is_written_out_on_a_cpu_and_fused_elsewhere(monkeypatch):
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda *q, **k: fused.append(1) or theirs(*q, **k)
     )
-    for T, where, expected in ((512, torch.Tensor, 0), (513, torch.Tensor, 1), (2, Elsewhere, 1)):
+    cases = (1, torch.Tensor, 1), (512, torch.Tensor, 0), (513, torch.Tensor, 1), (2, Elsewhere, 1)
+    for T, where, expected in cases:
         fused.clear()
         attention(torch.randn(1, T, config.width).as_subclass(where), model.position)
         assert len(fused) == expected

@@ -418,7 +418,7 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(k, v)  # S tokens, more than T
-        if x.is_cpu and T <= 512:  # written out; longer, the scores would take too much memory
+        if x.is_cpu and 1 < T <= 512:  # written out; longer, the scores would take much memory
             k, v = (part.repeat_interleave(self.group, dim=1) for part in (k, v))
             scores = (q / self.head_size**0.5) @ k.mT  # (B, H, T, S)
             weights = F.softmax(scores + position.bias(T, x.device), dim=-1)
