@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import regex
 import tiktoken
-from conftest import ROOT, load_version, small_text
+from conftest import load_version, small_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -15,8 +15,6 @@ from shared import fast_bpe
 from shared.corpora import END_OF_TEXT
 from shared.fast_bpe import Encoder, encoder, learn, pairs, words
 from shared.fast_bpe.encoder import PairRanks, Rows
-from shared.text import whole_words
-from shared.tokens import code_of
 
 v2 = load_version("v2_bpe_rope")
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -301,73 +299,8 @@ def test_rows(rows, data):
 # ---- the tokenizer that v4 uses for long texts ----
 
 
-class Plain:
-    """What `fast` asks of v4's tokenizer; v2's has the methods."""
-
-    def __init__(self, merges, special_tokens=(END_OF_TEXT,), first=bytes(range(256))):
-        self.merges, self.first = merges, first
-        self.special_tokens = {text: 256 + len(merges) + i for i, text in enumerate(special_tokens)}
-
-    @classmethod
-    def train(cls, texts, vocab_size, special_tokens=(END_OF_TEXT,)):
-        n_merges = vocab_size - 256 - len(special_tokens)
-        return cls(cls.learn(texts, n_merges, special_tokens), special_tokens)
-
-    @staticmethod
-    def learn(texts, n_merges, special_tokens):
-        raise AssertionError("the fast one learns")
-
-
-FAST = fast_bpe.fast(Plain, workers=1)(MERGES, [END_OF_TEXT, "<|a|>", "<|a|> <|b|>", "a b"])
-
-
-def test_a_fast_tokenizer_is_made_of_a_plain_one():
-    Fast = fast_bpe.fast(Plain, workers=2)
-    assert issubclass(Fast, Plain)
-    documents = PROSE.split(END_OF_TEXT)
-    ours, v2s = Fast.train(documents, 400), v2.Tokenizer.train(documents, 400)
-    assert ours.merges == v2s.merges
-    assert ours.encode(documents[0]) == v2s.encode(documents[0])
-    assert ours.encode(END_OF_TEXT) == [256 + len(v2s.merges)]
-    code = code_of(Fast)
-    assert all(path.read_text() in code for path in (ROOT / "shared" / "fast_bpe").glob("*.py"))
-
-
-@given(
-    st.text(st.sampled_from("the cat's  \n\r\t<|a|> b>\u3000\u00a0🙂\ud83d\ude42"), max_size=120)
-    | st.lists(st.sampled_from(["<|a|>", "<|b|>", " ", "a", "a b", END_OF_TEXT, "'ll"])).map(
-        "".join
-    ),
-    st.randoms(use_true_random=False),
-)
-def test_streaming_gives_the_ids_of_the_whole(text, chance):
-    pieces, rest = [], text
-    while rest:
-        size = chance.randint(0, 9)
-        pieces, rest = [*pieces, rest[:size]], rest[size:]
-    found = [i for ids in FAST.encode_pieces(pieces) for i in ids.tolist()]
-    assert found == FAST.encode(text)
-
-
-def test_streaming_does_not_hold_the_text():
-    """However long the text, what was read and is not yet encoded stays short."""
-    read, encoded, waiting, text = 0, 0, [], "the cat sees a tree " * 5000
-
-    def texts():
-        nonlocal read
-        for _ in range(100):
-            read += len(text)
-            yield text
-
-    for piece in whole_words(texts()):
-        encoded += len(piece)
-        waiting.append(read - encoded)
-    assert encoded == read == 10_000_000
-    assert max(waiting) < 2_000_000
-
-
 def test_it_is_for_long_texts_and_for_long_words(tmp_path, monkeypatch):
-    """In plain Python, a word of a million letters would take an hour."""
+    """Plain Python goes through a word again for every merge."""
     path = tmp_path / "text.txt"
     for text, expected in (("ab " * 20_000, False), ("a" * 20_000, True), ("", False)):
         path.write_text(text)

@@ -242,6 +242,7 @@ def test_streaming_gives_the_ids_of_the_whole(text, chance):
     for tokenizer in STREAMING:
         ids = list(tokenizer.encode_iterable(pieces))
         assert ids == tokenizer.encode(text) and {type(i) for i in ids} <= {int}
+        assert [i for part in tokenizer.encode_pieces(pieces) for i in part] == ids
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, FAST])
