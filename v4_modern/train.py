@@ -173,20 +173,22 @@ class Tokenizer:
                     if pairs[best]:
                         heappush(heap, cls.priority(best, pairs[best], vocab))
                     continue
-                new = set()
+                changes = Counter()
                 for i in where.pop(best):  # it was there; where it no longer is, nothing merges
                     ids, count = words[i]
-                    merged, changes = cls.merge(ids, best, len(vocab))
+                    merged = cls.merge(ids, best, len(vocab))
                     words[i] = merged, count
-                    for pair, change in changes.items():
-                        pairs[pair] += change * count
-                        if change > 0:
-                            where[pair].add(i)
-                            new.add(pair)
+                    for pair in zip(ids, ids[1:]):
+                        changes[pair] -= count
+                    for pair in zip(merged, merged[1:]):
+                        changes[pair] += count
+                        where[pair].add(i)
                 merges.append(best)
                 vocab.append(vocab[best[0]] + vocab[best[1]])
-                for pair in new:
-                    heappush(heap, cls.priority(pair, pairs[pair], vocab))
+                for pair, change in changes.items():  # 0 but beside the new token
+                    pairs[pair] += change
+                    if change > 0:
+                        heappush(heap, cls.priority(pair, pairs[pair], vocab))
                 bar.update()
         return cls(merges, special_tokens)
 
@@ -204,30 +206,19 @@ class Tokenizer:
         return -count, left, right, pair
 
     @staticmethod
-    def merge(
-        ids: list[int], pair: tuple[int, int], token: int
-    ) -> tuple[list[int], dict[tuple[int, int], int]]:
-        """`ids` with each `pair`, from left to right, replaced by `token`; and by how much this
-        changes the number of each pair beside it.
-
-        t h e n with h e merged: t he n, and of t h and e n one less, of t he and he n one more. In
-        t h e h e, the he h counted at the first he is taken back at the second.
-        """
-        merged, changes, i = [], defaultdict(int), 0
+    def merge(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
+        """`ids` with each `pair`, from left to right, replaced by `token`."""
+        if pair[0] not in ids:
+            return ids
+        merged, i = [], 0
         while i < len(ids):
             if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
-                if merged:
-                    changes[merged[-1], pair[0]] -= 1
-                    changes[merged[-1], token] += 1
-                if i + 2 < len(ids):
-                    changes[pair[1], ids[i + 2]] -= 1
-                    changes[token, ids[i + 2]] += 1
                 merged.append(token)
                 i += 2
             else:
                 merged.append(ids[i])
                 i += 1
-        return merged, changes
+        return merged
 
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order learned."""
@@ -238,7 +229,7 @@ class Tokenizer:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
                 break
-            ids, _ = self.merge(ids, best, 256 + self.ranks[best])
+            ids = self.merge(ids, best, 256 + self.ranks[best])
         return ids
 
     def encode(self, text: str | bytes) -> list[int]:
