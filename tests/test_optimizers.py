@@ -153,6 +153,29 @@ def test_clipping_equals_torchs(scale, max_norm, seed):
         close(p.grad, q.grad, 1e-5)
 
 
+def test_clipping_without_gradients_does_nothing():
+    ours, theirs = same_start()
+    assert v4.clip_grad_norm(ours, 1.0) == torch.nn.utils.clip_grad_norm_(theirs, 1.0) == 0
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Muon"])
+def test_a_closure_computes_the_loss(kind):
+    (p,), (same,) = same_start(shapes=((4, 4),))
+    options = {"lr": 0.1, "weight_decay": 0.1} | ({"betas": (0.9, 0.95)} if kind == "AdamW" else {})
+    left, right = (getattr(v4, kind)([x], **options) for x in (p, same))
+
+    def closure():
+        left.zero_grad()
+        loss = p.pow(4).sum()
+        loss.backward()
+        return loss
+
+    same.pow(4).sum().backward()
+    right.step()
+    expected = p.detach().pow(4).sum()
+    assert torch.equal(left.step(closure), expected) and torch.equal(p, same)
+
+
 @given(
     steps=st.integers(1, 50),
     warmup=st.integers(0, 20),
@@ -180,6 +203,8 @@ def test_schedule_equals_torchs(steps, warmup, final, schedule):
         assert v4.learning_rate(step, config) == pytest.approx(rate, abs=1e-6)
         optimizer.step()
         down.step()
+    last = v4.learning_rate(warmup + steps, config)  # torch's cosine rises again, by its formula
+    assert last == v4.learning_rate(warmup + steps + 9, config) == pytest.approx(0.5 * final)
 
 
 def test_every_parameter_has_one_optimizer():

@@ -13,7 +13,7 @@ Expect about 1.65 bits per byte on `pydocs`, in two minutes on two CPU cores.
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import chain
@@ -502,7 +502,8 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = closure and torch.enable_grad()(closure)()
         for group in self.param_groups:
             (beta1, beta2), lr = group["betas"], group["lr"]
             for p in (p for p in group["params"] if p.grad is not None):
@@ -517,6 +518,7 @@ class AdamW(torch.optim.Optimizer):
                 deviation = (state["square"] / correction2).sqrt_().add_(1e-8)
                 p.mul_(1 - lr * group["weight_decay"])
                 p.addcdiv_(state["mean"], deviation, value=-lr / correction1)
+        return loss
 
 
 # a, b, c of each step: optimal given the steps before it, for singular values above 0.006.
@@ -558,7 +560,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = closure and torch.enable_grad()(closure)()
         for group in self.param_groups:
             shapes = defaultdict(list)
             for p in group["params"]:
@@ -574,6 +577,7 @@ class Muon(torch.optim.Optimizer):
                 for p, update in zip(parameters, orthogonalize(ahead)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(update, alpha=group["lr"] * factor)
+        return loss
 
 
 def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Optimizer]:
@@ -601,7 +605,7 @@ def learning_rate(step: int, config: Config) -> float:
     highest = config.learning_rate * (1000 / config.steps) ** 0.25
     if step < config.warmup_steps:
         return highest * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    done = min(1, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
     left = 1 - done if config.schedule == "linear" else (1 + cos(pi * done)) / 2
     lowest = config.final_learning_rate
     return highest * (lowest + (1 - lowest) * left)
@@ -611,7 +615,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale the gradients down to a joint norm of `max_norm` if it is larger; return the original
     norm (Pascanu et al. 2013, algorithm 1)."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    norm = torch.stack([grad.norm() for grad in grads] or [torch.zeros(())]).norm()
     for grad in grads:
         grad *= (max_norm / (norm + 1e-6)).clamp(max=1)
     return norm
