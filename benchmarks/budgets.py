@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from benchmarks.common import (
     check_alike,
     load_program,
@@ -21,6 +19,7 @@ from benchmarks.common import (
 )
 from shared.corpora import Corpus
 from shared.files import UserError, read_json, write_json
+from shared.terminal import progress
 
 MISSED = 0.1  # a run may miss its budget of seconds by this fraction
 
@@ -132,7 +131,7 @@ def run_all(
     todo = [(version, seed) for seed in range(budget.seeds) for version in runs]
     start = train_or_diverge if may_diverge else train
     records = []
-    with tqdm(
+    with progress(
         total=len(todo), desc="runs", bar_format="{l_bar}{bar}| {elapsed}<{remaining}"
     ) as bar:
         for done, (version, seed) in enumerate(todo):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
@@ -41,6 +40,7 @@ from benchmarks.common import (
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json, write_json
+from shared.terminal import progress
 
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
 PARAGRAPH = range(300, 700)  # characters of the document whose tokens are shown
@@ -142,7 +142,7 @@ def compare(options: Options) -> dict:
     if options.threads:
         torch.set_num_threads(options.threads)
     exhibits = {}
-    for record in tqdm(records, desc="reading beyond the context", leave=False):
+    for record in progress(records, desc="reading beyond the context"):
         out = folder / f"{record['version']}-{record['seed']}"
         record["beyond"] = read_beyond(record["version"], out)
         if record["seed"] == 0:

@@ -32,7 +32,6 @@ from typing import Annotated, Any, get_origin
 from unittest import mock
 
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import (
@@ -48,7 +47,7 @@ from shared.corpora import END_OF_TEXT, load_corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
 from shared.machine import machine_facts
 from shared.run import Run, all_finite
-from shared.terminal import print_text
+from shared.terminal import print_text, progress
 
 SIZES = {  # of a run of seconds; a version takes those that it knows
     "vocab_size": 300,
@@ -570,7 +569,7 @@ def break_all(options: Options) -> dict:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
         subjects = {v: Subject(v, text, Path(folder) / v, SIZES) for v in versions}
-        bar = tqdm(jobs, unit="fault")
+        bar = progress(jobs, unit="fault")
         for version, fault in bar:
             bar.set_description(f"{fault} {version}")
             subject = subjects[version]

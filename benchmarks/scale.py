@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from benchmarks.common import (
     RESULTS,
@@ -39,7 +38,7 @@ from shared.command_line import clear_errors, parse_options
 from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
 from shared.files import UserError, json_sha256, read_json, write_json
 from shared.machine import machine_facts
-from shared.terminal import print_text
+from shared.terminal import print_text, progress
 from shared.text import whole_words
 from shared.tokens import encode_file, open_token_file
 
@@ -71,7 +70,7 @@ def make_text(path: Path, n_bytes: int) -> None:
     )
     words, weights = list(counts), np.cumsum(list(counts.values()))
     draw, letters = np.random.default_rng(0), random.Random(0)
-    with open(path, "wb") as file, tqdm(total=n_bytes, desc="writing", unit="B") as bar:
+    with open(path, "wb") as file, progress(total=n_bytes, desc="writing", unit="B") as bar:
         while file.tell() < n_bytes:
             drawn = np.searchsorted(weights, draw.integers(weights[-1], size=DOCUMENT), "right")
             document = [words[i] for i in drawn.tolist()]

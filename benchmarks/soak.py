@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
@@ -28,6 +27,7 @@ from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.machine import machine_facts
 from shared.run import Run
+from shared.terminal import progress
 
 POINTS = 100  # measurements of a run
 SMALLER = SIZES | {"n_layers": 1, "width": 16, "head_size": 8, "feed_forward_size": 24}
@@ -85,7 +85,7 @@ def soak(options: Options) -> dict:
     with tempfile.TemporaryDirectory(prefix="ladder-soak-") as name:
         folder = Path(name)
         text = some_text(folder, 20_000)
-        for version in tqdm(pick_versions(options.versions), unit="version"):
+        for version in progress(pick_versions(options.versions), unit="version"):
             subject = Subject(version, text, folder, SMALLER)
             every = options.steps // POINTS
             arguments = subject.arguments(

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations, pictures
 from benchmarks.common import (
@@ -47,6 +45,7 @@ from benchmarks.common import (
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, json_sha256, read_json, write_json
+from shared.terminal import progress
 
 FACTORS = {
     "learning_rate": (0.2, 1, 5, 25, 125),  # all rates of the version together
@@ -143,7 +142,7 @@ def sweep(options: Options) -> dict:
             for key, settings in runs.items()
         }
         try:
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
+            for job in progress(as_completed(jobs), total=len(jobs), desc="runs"):
                 runs[jobs[job]] = job.result()
                 check_alike([run for run in runs.values() if "version" in run], corpus)
         except BaseException:
@@ -166,7 +165,7 @@ def plan(options: Options) -> list[dict]:
         if not getattr(config, what, 0):
             print(f"{options.version} has no --{what.replace('_', '-')}: left out", flush=True)
             continue
-        for factor in tqdm(FACTORS[what], desc=f"preparing {what}", leave=False):
+        for factor in progress(FACTORS[what], desc=f"preparing {what}"):
             settings = full_settings(options, changed(what, factor, config))
             value = settings.get(what, getattr(config, what))
             points.append({"what": what, "value": value, "factor": factor, "options": settings})
@@ -180,7 +179,7 @@ def plan_ablations(options: Options) -> list[dict]:
     config = load_version(options.version).Config()
     points = [{"what": "", "options": full_settings(options, {})}]
     parts = options.what or ablations.of_version(options.version)
-    for what in tqdm(parts, desc="preparing", leave=False):
+    for what in progress(parts, desc="preparing"):
         changes, module = ablations.ABLATIONS[what].options(config), ablations.ablated(what)
         settings = full_settings(options, changes, module=module)
         points.append({"what": what, "options": settings | {"ablate": what}})
@@ -191,7 +190,7 @@ def plan_larger(options: Options) -> list[dict]:
     """The rates times each factor: in short runs, in longer ones, and in a larger model."""
     config = load_version(options.version).Config()
     points = []
-    for what, larger in tqdm(LARGER.items(), desc="preparing", leave=False):
+    for what, larger in progress(LARGER.items(), desc="preparing"):
         changes = {name: value for name, value in larger.items() if name != "bytes"}
         for factor in LARGER_FACTORS:
             settings = changes | changed("learning_rate", factor, config)

@@ -34,7 +34,6 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import numpy as np  # after this, for `tokenizers` is the name of a package, too
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from tqdm import tqdm
 
 from benchmarks.common import (
     RESULTS,
@@ -51,6 +50,7 @@ from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError, read_json, write_json
 from shared.machine import machine_facts
+from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -320,7 +320,9 @@ def compare_at(
         if n_bytes <= SLOW.get((task, who), 1e6) * 1e6
     ]
     turns, slow = {contestant: [] for contestant in contestants}, set()
-    for task, who in tqdm(contestants * options.repeats, f"{n_bytes / 1e6:g} MB, {cores} cores"):
+    for task, who in progress(
+        contestants * options.repeats, f"{n_bytes / 1e6:g} MB, {cores} cores"
+    ):
         if (task, who) in slow:
             continue
         arguments = [task, who, str(text_file), str(options.vocab_size), str(ours_file)]

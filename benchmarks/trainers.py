@@ -14,12 +14,12 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.common import load_version
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError
 from shared.machine import keep_freed_memory
+from shared.terminal import progress
 from shared.tokens import Tokenizer, random_windows, windows_in_order
 
 V4 = "v4_modern"
@@ -184,7 +184,7 @@ def complete_run(trainer: Trainer, steps: int, looks: int = 0) -> dict:
     """
     looked_at = {steps * look // looks for look in range(looks)} if looks else set()
     curve = []
-    for step in tqdm(range(steps), desc="training", unit="step", leave=False):
+    for step in progress(range(steps), desc="training", unit="step"):
         if step in looked_at:
             curve.append([step, trainer.score()])
         if not math.isfinite(trainer.train_step()):
@@ -198,7 +198,7 @@ def interleave(work: dict[str, Callable[[], object]], turns: int, what: str) -> 
     """The median seconds of each of `work` over this many `turns`, each turn running all of them,
     so that other load slows all alike. A tenth more turns, at least one, warm up."""
     seconds = {name: [] for name in work}
-    for turn in tqdm(range(-max(1, turns // 10), turns), desc=what, leave=False):
+    for turn in progress(range(-max(1, turns // 10), turns), desc=what):
         for name, do in work.items():
             started = time.perf_counter()
             do()

@@ -30,7 +30,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from benchmarks import race
 from benchmarks.common import (
@@ -56,6 +55,7 @@ from shared.command_line import clear_errors, parse_options, pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.machine import machine_facts
+from shared.terminal import progress
 
 WARM_UP = 3  # untimed steps before the timed ones
 PEAK_SIZES = (1024, 2048)  # of the square matrices whose products give the machine's peak
@@ -164,7 +164,7 @@ def time_steps(trainer: V4Trainer, steps: int) -> tuple[dict[str, float], float]
     """The median seconds of a step's parts, and the best FLOP/s of matrix products computed between
     the steps, in the same minute."""
     taken, peak, dtype = [], 0.0, pick_dtype(trainer.config.dtype, trainer.device)
-    for step in tqdm(range(-WARM_UP, steps), desc="steps", leave=False):
+    for step in progress(range(-WARM_UP, steps), desc="steps"):
         parts = split_step(trainer, time.perf_counter)
         if step >= 0:
             taken.append(parts)

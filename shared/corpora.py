@@ -25,9 +25,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from shared.files import ROOT, UserError, atomic_write, lock, read_json, write_json
+from shared.terminal import progress
 from shared.text import END_OF_TEXT, well_formed
 
 SEPARATOR = END_OF_TEXT.encode("utf-8")
@@ -191,7 +190,7 @@ def _pydocs_documents() -> Iterator[str]:
     )
     texts: dict[str, None] = {}  # a set that keeps the order
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for file in tqdm(files, desc="reading pydocs", unit="file", leave=False):
+    for file in progress(files, desc="reading pydocs", unit="file"):
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
@@ -233,7 +232,7 @@ def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -
     count = 0  # of documents
     train, val = folder / "train.txt", folder / "val.txt"
     with atomic_write(train) as train_file, atomic_write(val) as val_file:
-        for piece, ends in tqdm(_visible(pieces), desc="splitting", unit="piece", leave=False):
+        for piece, ends in progress(_visible(pieces), desc="splitting", unit="piece"):
             file = train_file if (count + 1) % VALIDATION_EVERY else val_file
             file.write(piece.encode("utf-8"))
             if ends:
@@ -295,7 +294,7 @@ def _measure(train: Path, val: Path) -> tuple[str, Path, Path, int, int]:
     sizes = []
     for path in (train, val):
         size = of_document = 0
-        bar = tqdm(
+        bar = progress(
             read_document_pieces(path), desc=f"hashing {path.name}", unit="piece", leave=False
         )
         for piece, ends in bar:
@@ -369,7 +368,9 @@ def _download(url: str, folder: Path) -> Path:
     if text != archive:
         try:
             with gzip.open(archive) as packed, atomic_write(text) as unpacked:
-                with tqdm.wrapattr(unpacked, "write", desc=f"unpacking {archive.name}") as counted:
+                with progress.wrapattr(
+                    unpacked, "write", desc=f"unpacking {archive.name}"
+                ) as counted:
                     shutil.copyfileobj(packed, counted, PIECE_BYTES)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(
@@ -414,7 +415,7 @@ def _fetch(url: str, partial: Path) -> None:
             raise OSError("the server does not say how long the file is")
         total = start + int(left) if left else None
         with open(partial, "ab" if start else "wb") as file:
-            bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem)
+            bar = progress(total=total, initial=start, unit="B", unit_scale=True, desc=partial.stem)
             with bar:
                 while piece := response.read(PIECE_BYTES):
                     file.write(piece)

@@ -6,7 +6,6 @@ summary.json    the results                        tokenizer.json, checkpoint.pt
 """
 
 import dataclasses
-import errno
 import itertools
 import json
 import math
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from shared import distributed
 from shared.command_line import encode_prompt, pick_device, pick_dtype
@@ -31,7 +29,7 @@ from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
 from shared.run_folder import open_folder
-from shared.terminal import answered, ended_by, print_text, write_nowhere
+from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, token_lengths
 
 QUICK_BYTES = 50_000  # of validation text to score during training; at the end, all of it
@@ -188,7 +186,7 @@ class Run:
         self.began = self.step
         self.timed = self.step, self.seconds  # where the last measurement of speed ended
         self._announce()
-        bar = tqdm(total=steps, initial=self.step, unit="step", desc="training", leave=False)
+        bar = progress(total=steps, initial=self.step, unit="step", desc="training")
         self.bar = self.until_exit.enter_context(bar)
         return self
 
@@ -235,10 +233,8 @@ class Run:
             show(*what)
         except BrokenPipeError:  # the reader, such as `| head`, is gone
             self._remember(signal.SIGPIPE, None)
-        except OSError as error:  # the terminal was closed, but we are meant to outlive it
-            if error.errno != errno.EIO:
-                raise
-            write_nowhere(signal.SIGHUP)
+        except OSError:  # such as a closed terminal's: we are meant to outlive it
+            discard(2)
 
     def _check_folder(self) -> None:
         """UserError if the folder is gone: a new one would hold only part of the run."""
@@ -342,7 +338,7 @@ class Run:
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
         self._show(
-            self.bar.write,
+            print_text,
             f"step {self.step:>6,} | train loss {train_loss} | val loss {loss:.4f} | "
             f"perplexity {self.scores['perplexity']:8.2f} | "
             f"bits per byte {self.scores['bits_per_byte']:.4f} | {self.seconds:5.0f} s"
@@ -398,7 +394,7 @@ class Run:
                 self.config = dataclasses.replace(self.config, prompt=input("> "), seed=seed)
                 self._print_pieces(generate)
             except EOFError:
-                print()
+                print_text("")
                 return
             except UserError as error:
                 print_text(f"error: {error}")
@@ -406,7 +402,7 @@ class Run:
     def _print_pieces(self, generate: Generate) -> None:
         for piece in self.write(generate):
             print_text(piece, end="")
-        print()
+        print_text("")
 
     # -- the end --
 
@@ -427,9 +423,10 @@ class Run:
         write_json(self.out / "summary.json", summary)  # last: it marks the run as finished
         self.metrics_file.close()
         if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
-            print(f"{left_out:,} bytes of validation text are unknown characters and not scored")
-        print("---- a sample ----")
-        print_text(sample)
+            print_text(
+                f"{left_out:,} bytes of validation text are unknown characters and not scored"
+            )
+        print_text(f"---- a sample ----\n{sample}")
         print_text(
             f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
             f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats per token, perplexity "

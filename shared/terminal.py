@@ -8,14 +8,51 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS = 30  # between two lines of progress in a log
+
+
+class progress(tqdm):  # noqa: N801 - as tqdm, which it is on a terminal
+    """A progress bar on a terminal; elsewhere, such as in a log, a plain line now and then. If they
+    cannot be written, the work goes on without."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        if not self.on_terminal:
+            options |= {"mininterval": SECONDS, "delay": SECONDS, "disable": sys.stderr is None}
+            options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}<{remaining}]"
+        super().__init__(*arguments, **{"leave": False} | options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        try:
+            if self.on_terminal:
+                super().display(msg, pos)
+            elif msg is None:
+                print(self, file=sys.stderr)
+        except OSError:
+            self.disable = True
+            discard(2)
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print any text on any terminal: characters its encoding lacks become question marks."""
+    """Print any text on any terminal, above a progress bar: characters its encoding lacks become
+    question marks. If it cannot be written, such as to a full disk, no text is from now on."""
     if sys.stdout is None:  # closed by our parent process
         return
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    text = text.encode(encoding, "replace").decode(encoding)
+    try:
+        if sys.stderr is not None and sys.stderr.isatty():
+            tqdm.write(text, end=end)
+        else:
+            print(text, end=end, flush=True)
+    except BrokenPipeError:  # the reader, such as `| head`, wants no more
+        raise
+    except OSError:
+        discard(1)
 
 
 def ended_by() -> list[int]:
@@ -48,9 +85,14 @@ def write_nowhere(number: int) -> None:
         is_closed = stat.S_ISFIFO
     else:
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         with contextlib.suppress(OSError):  # it may have none
             if is_closed(os.fstat(output).st_mode):
-                os.dup2(nowhere, output)
+                discard(output)
+
+
+def discard(output: int) -> None:
+    """Have all that is written to a file descriptor from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
     os.close(nowhere)

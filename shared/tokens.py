@@ -32,7 +32,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.corpora import (
     END_OF_TEXT,
@@ -43,6 +42,7 @@ from shared.corpora import (
     read_pieces,
 )
 from shared.files import UserError, atomic_write, json_sha256, write_text
+from shared.terminal import progress
 
 T = TypeVar("T")
 UNKNOWN = "<|unknown|>"  # what v0 and v1 take a character for that the training text has not
@@ -71,7 +71,7 @@ def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     splits = []
     for path in (corpus.train, corpus.val):
         pieces = [np.array([end], dtype)]
-        bar = tqdm(read_documents(path), desc=f"encoding {path.name}", unit="document", leave=False)
+        bar = progress(read_documents(path), desc=f"encoding {path.name}", unit="document")
         for document in bar:
             pieces.append(np.array([*tokenizer.encode(document), end], dtype))
         splits.append(np.concatenate(pieces))
@@ -130,7 +130,7 @@ def windows_in_order(
     end, where the rest comes in fewer windows and then one shorter window.
     """
     starts = range(0, len(tokens) - 1, count * length)
-    for start in tqdm(starts, desc="evaluating", delay=1, leave=False):
+    for start in progress(starts, desc="evaluating", delay=1):
         piece = torch.from_numpy(tokens[start : start + count * length + 1].astype(np.int64))
         let_go(tokens)
         inputs, targets = piece[:-1], piece[1:]

@@ -31,6 +31,7 @@ from shared.command_line import load_config
 from shared.files import UserError, read_json
 from shared.run import Run
 from shared.run_folder import lock_metrics
+from shared.terminal import progress
 from shared.tokens import open_token_file
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
@@ -243,23 +244,60 @@ def test_under_nohup_a_closed_terminal_stops_nothing(subject, tmp_path, monkeypa
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, ""), OSError(errno.EIO, "")])
-@pytest.mark.parametrize("method", ["write", "update"])
-def test_nobody_reads_any_more(subject, tmp_path, monkeypatch, error, method):
-    """What `| head` ends stops and saves; what was to outlive its terminal goes on."""
+class Unwritable(io.StringIO):
+    """A log on a full disk, a closed terminal, or a pipe that nobody reads."""
 
-    def unread(*_):
-        raise error
+    def __init__(self, number: int, lines: int = 3) -> None:
+        super().__init__()
+        self.number, self.lines = number, lines  # that are written before it fails
 
+    def write(self, text: str) -> int:
+        if self.getvalue().count("\n") >= self.lines:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("output", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatch, number, output):
+    """It is given up, and training goes on; but what `| head` ends stops and saves."""
+    monkeypatch.setattr("shared.terminal.discard", lambda output: None)  # the test's own
+    monkeypatch.setattr("shared.run.discard", lambda output: None)
+    monkeypatch.setattr("shared.terminal.SECONDS", 0)  # progress is written, too
+    arguments = [*map(str, subject.arguments(tmp_path / "run"))]
     with monkeypatch.context() as patch:
-        patch.setattr(tqdm, method, unread)
-        status, _, errors = call(subject, subject.arguments(tmp_path / "run"))
-    if isinstance(error, BrokenPipeError):
-        assert status == 128 + signal.SIGPIPE and "stopped at step 1, saved" in errors
+        patch.setattr(sys, output, Unwritable(number))
+        try:
+            subject.module.main(arguments)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+    if number == errno.EPIPE and output == "stdout":
+        assert status == 128 + signal.SIGPIPE
         assert call(subject, ["--resume", "--out", tmp_path / "run"])[0] == 0
     else:
         assert status == 0
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("closed", ["> /dev/full 2> /dev/full", ">&- 2>&-"])
+def test_a_run_without_any_output(corpus_file, tmp_path, closed):
+    v0 = load_version("v0_bigram")
+    arguments = map(str, small_arguments(v0, data=corpus_file, out=tmp_path / "run"))
+    command = f'"$0" "$@" {closed}'
+    program = [sys.executable, str(ROOT / "v0_bigram" / "train.py")]
+    assert subprocess.run(["sh", "-c", command, *program, *arguments]).returncode == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_progress_in_a_log_is_plain_lines(monkeypatch, capsys):
+    assert list(progress(range(3), desc="quick")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""  # no line is worth it
+    monkeypatch.setattr("shared.terminal.SECONDS", 0)
+    assert list(progress(range(3), desc="slow", unit="MB", miniters=1)) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert "slow: 2 of 3 MB" in lines[-2] and not any("\r" in line for line in lines)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")

@@ -30,6 +30,7 @@ from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, wel
 from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
+from shared.terminal import print_text
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
 
 
@@ -295,7 +296,7 @@ def train(config: Config) -> dict:
     counted = count_bigrams(train_tokens, config).to(run.device)
     nats, n_bytes = evaluate(counted, val_tokens, tokenizer, config.context_length)
     run.scores["counted_bits_per_byte"] = nats / log(2) / n_bytes
-    print(f"a table of counted pairs instead: {nats / log(2) / n_bytes:.4f} bits per byte")
+    print_text(f"a table of counted pairs instead: {nats / log(2) / n_bytes:.4f} bits per byte")
     return run.finish(generate, len(train_tokens))
 
 

@@ -22,7 +22,6 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
@@ -32,6 +31,7 @@ from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, w
 from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
+from shared.terminal import progress
 from shared.tokens import (
     cached_tokenizer,
     encode_splits,
@@ -114,7 +114,7 @@ class Tokenizer:
         counts = Counter(w for text in texts for w in cls.pattern.findall(well_formed(text)))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
-        with tqdm(total=vocab_size - 1, initial=256, desc="merging", leave=False) as bar:
+        with progress(total=vocab_size - 1, initial=256, desc="merging") as bar:
             while True:
                 pairs = Counter()
                 for ids, count in words:

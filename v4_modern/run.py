@@ -11,6 +11,7 @@ from shared import distributed, run
 from shared.command_line import pick_dtype
 from shared.model_table import training_flops
 from shared.run import LOG_EVERY
+from shared.terminal import print_text
 from v4_modern import parallel
 
 # Peak dense bfloat16 TFLOP/s with float32 accumulation, from NVIDIA's data sheets and (GeForce) the
@@ -68,7 +69,7 @@ class Run(run.Run):
             saved, lost = before - after, LOG_EVERY * (compiling - after)
             pays = f"pays after {lost / saved:,.0f} steps" if saved > 0 else "does not pay"
             self._show(
-                self.bar.write,
+                print_text,
                 f"compiled in {lost:.0f} s; a step takes {1000 * after:.1f} ms instead of "
                 f"{1000 * before:.1f} ms: {pays}",
             )

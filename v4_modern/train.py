@@ -27,7 +27,6 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
@@ -35,6 +34,7 @@ from shared import command_line, fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
 from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
+from shared.terminal import progress
 from shared.text import special_pattern, whole_words
 from shared.tokens import (
     cached_tokenizer,
@@ -166,7 +166,7 @@ class Tokenizer:
                 where[pair].add(i)
         heap = [cls.priority(pair, count, vocab) for pair, count in pairs.items()]
         heapify(heap)
-        with tqdm(total=256 + n_merges, initial=256, desc="merging", leave=False) as bar:
+        with progress(total=256 + n_merges, initial=256, desc="merging") as bar:
             while heap and len(merges) < n_merges:
                 minus_count, *_, best = heappop(heap)
                 if pairs[best] < -minus_count:  # merges made it rarer since: its turn is later

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from shared.fast_bpe.encoder import Encoder
 from shared.fast_bpe.pairs import FrequentPairs, LinkedWords, Pair
 from shared.fast_bpe.words import WordCounts
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.files import UserError
+from shared.terminal import progress
 from shared.text import END_OF_TEXT, PIECE, utf8, whole_words
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def learn(
     words = LinkedWords(*count_words(texts, special_tokens, workers))
     vocab, merges, least = [bytes([byte]) for byte in range(256)], [], 1 + words.total // 1000
     frequent = FrequentPairs([], least, vocab)
-    for token in tqdm(range(256, 256 + n_merges), "merging", leave=False):
+    for token in progress(range(256, 256 + n_merges), "merging"):
         while not (best := frequent.pop()) and least:
             least //= 10  # by 100: at 200 MB faster by 1%
             frequent = FrequentPairs(words.pairs(least).items(), least, vocab)
@@ -97,7 +97,7 @@ def count_words(
     """
     special_tokens = list(special_tokens)
     pieces, workers = enough_for(workers, batches(texts))
-    pieces = tqdm(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20, leave=False)
+    pieces = progress(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20)
     here = WordCounts(special_tokens)
     with crew(workers - 1, WordCounts, special_tokens) as others:
         for _ in shared_out(here, "add", pieces, others):

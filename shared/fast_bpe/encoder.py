@@ -6,11 +6,11 @@ from itertools import chain
 from threading import Lock
 
 import numpy as np
-from tqdm import tqdm
 
 from shared.fast_bpe.pairs import Pair, every_other
 from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
+from shared.terminal import progress
 from shared.text import PIECE, utf8
 
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
@@ -80,7 +80,7 @@ class Encoder:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
         texts, workers = enough_for(workers, texts)
-        texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
+        texts = progress(texts, "encoding", unit="MB", unit_scale=PIECE >> 20)
         with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
 
