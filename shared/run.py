@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shared import distributed
-from shared.command_line import encode_prompt, pick_device, pick_dtype
+from shared.command_line import encode_prompt, pick_device, pick_dtype, processes
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
@@ -178,7 +177,7 @@ class Run:
             raise UserError(
                 f"the run in {self.out} has made {self.step:,} steps: give --steps as many or more"
             )
-        if not distributed.joined():
+        if processes() > 1 and not torch.distributed.is_initialized():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         self.until_exit = ExitStack()
         self._open_files()
