@@ -105,9 +105,9 @@ STEPS = (
         "optimizers",
         "Muon and AdamW, a falling rate, clipping, bfloat16",
         sections=(9, 13),
-        # Muon's rate was found beside v4's for AdamW. The loop asks v4's `Run` whether to compile,
-        # and reads --init-from, which v4's `parse` makes sense of, as of --tokenizer.
-        takes=("learning_rate", "Run", "compile", "parse", "tokenizer"),
+        # Muon's rate was found beside v4's for AdamW. The loop runs in several processes, asks v4's
+        # `Run` whether to compile, and reads --init-from, which v4's command line makes sense of.
+        takes=("learning_rate", "Run", "compile", "command_line", "parse", "tokenizer"),
     ),
     Step("sizes", "fewer but wider layers, fewer heads, a longer context, smaller batches", (1,)),
 )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,7 +19,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from shared import distributed
 from shared.corpora import DOWNLOADS, END_OF_TEXT, cache_folder
 from shared.files import UserError, need_package, read_json
 from shared.run_folder import check_folder
@@ -68,7 +68,7 @@ def parse(
     config = replace(config, out=out)
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")
-    if not config.sample and distributed.is_first():
+    if not config.sample and is_first():
         check_folder(Path(whole_path(config.out)))
     return config
 
@@ -154,34 +154,52 @@ def _can_be_a_path(name: str) -> bool:
         return False
 
 
+def processes() -> int:
+    """How many processes torchrun started. Some clusters set WORLD_SIZE for anything they start."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the first of them."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
+def tell_error(line: str) -> None:
+    """Print why the program ends, unless another process that torchrun started already did: they
+    end because one did, or for the same reason."""
+    if processes() > 1:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+        with contextlib.suppress(RuntimeError):  # torchrun's own store, which outlives this process
+            store = torch.distributed.TCPStore(host, port, timeout=timedelta(seconds=2))
+            if store.add(f"told{attempt}", 1) > 1:
+                return
+    tqdm.write(line, file=sys.stderr)  # not behind a progress bar
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Report errors in one line. The exit status is 2 for errors that the user can fix, 128 plus
-    the signal's number for Ctrl-C and other signals, and 1 if the system failed or another process
-    of the run was lost."""
+    the signal's number for Ctrl-C and other signals, and 1 if the system failed."""
 
     def stop(number: int, _: object) -> None:
         write_nowhere(number)
         raise KeyboardInterrupt(number)
 
-    numbers, handler = ended_by(), stop
-    if not distributed.is_first():  # the other processes have nothing to clean up
-        numbers, handler = [signal.SIGINT, *numbers], signal.SIG_DFL
-    with answered(numbers, handler):
+    with answered(ended_by(), stop):
         try:
-            with distributed.one_voice():
-                yield
+            yield
         except BrokenPipeError:  # the reader of our output, such as `head`, is gone
             sys.exit(1)
         except (Exception, KeyboardInterrupt) as error:
-            line, status = _line_and_status(error)
+            line, status = line_and_status(error)
             if not line:
                 raise
-            distributed.tell_error(line)
+            tell_error(line)
             sys.exit(status)
 
 
-def _line_and_status(error: BaseException) -> tuple[str, int]:
+def line_and_status(error: BaseException) -> tuple[str, int]:
     """What to print of an error and with which status to end; no line for a fault of the code."""
     if isinstance(error, UserError):
         return f"error: {error}", 2
@@ -199,8 +217,6 @@ def _line_and_status(error: BaseException) -> tuple[str, int]:
     reason = (str(error).splitlines() or [""])[0]
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"error: --compile: {reason}: run without it", 2
-    if distributed.is_of_a_lost_process(error):
-        return f"error: {distributed.LOST} ({reason})", 1
     return "", 1
 
 

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared import distributed
-from shared.command_line import encode_prompt, pick_device, pick_dtype
+from shared.command_line import encode_prompt, pick_device, pick_dtype, processes
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
@@ -82,7 +81,8 @@ class Run:
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the latest ones
         self.signal = 0  # the signal that asked us to stop
-        self.metrics_file = self.events = None  # only the first process has them
+        self.place = str(self.device)  # where it trains, as announced
+        self.metrics_file = self.events = None  # until they are opened
         encode_prompt(tokenizer, config.prompt)  # UserError now, not after training
         # What must be the same in a checkpoint, except what is in FREE_OPTIONS.
         self.identity = {"version": version} | dataclasses.asdict(config)
@@ -99,30 +99,30 @@ class Run:
         return {name: getattr(self, name) for name in names}
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `state` to checkpoint.pt; after a signal, exit here.
-
-        The previous checkpoint stays until this one is complete and on disk, and for good if the
-        weights are no longer finite.
-        """
-        if distributed.is_first():
-            self._check_folder()
-            if not all_finite(state):
-                raise UserError(
-                    f"the weights are not finite after step {self.step}: lower the learning rates "
-                    "and start again; the last checkpoint is kept"
-                )
-            try:
-                with atomic_write(self.checkpoint) as file:
-                    torch.save(state, file)
-            except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
-                system = error if isinstance(error, OSError) else error.__context__
-                reason = getattr(system, "strerror", None) or "is the disk full?"
-                raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
-        if stop := distributed.highest(self.signal):
+        """Write `state` to checkpoint.pt; after a signal, exit here."""
+        self._save(state)
+        if stop := self.stop_signal():
             self.bar.close()
             line = f"stopped at step {self.step:,}, saved; --resume --out {self.out} continues"
             print(line, file=sys.stderr)
             sys.exit(128 + stop)
+
+    def _save(self, state: dict[str, Any]) -> None:
+        """The previous checkpoint stays until this one is complete and on disk, and for good if the
+        weights are no longer finite."""
+        self._check_folder()
+        if not all_finite(state):
+            raise UserError(
+                f"the weights are not finite after step {self.step}: lower the learning rates "
+                "and start again; the last checkpoint is kept"
+            )
+        try:
+            with atomic_write(self.checkpoint) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
+            system = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(system, "strerror", None) or "is the disk full?"
+            raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
 
     @contextmanager
     def read_checkpoint(self) -> Iterator[dict[str, Any]]:
@@ -175,12 +175,10 @@ class Run:
             raise UserError(
                 f"the run in {self.out} has made {self.step:,} steps: give --steps as many or more"
             )
-        if not distributed.joined():
+        if processes() > 1 and not torch.distributed.is_initialized():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         self.until_exit = ExitStack()
-        if distributed.is_first():
-            self._open_files()
-        distributed.wait()
+        self._open_files()
         stops = signal.SIGINT, *ended_by()
         self.until_exit.enter_context(answered(stops, self._remember))
         self.began = self.step
@@ -208,13 +206,12 @@ class Run:
             self.events = self.until_exit.enter_context(events)
 
     def _announce(self) -> None:
-        config, corpus, n = self.config, self.corpus, distributed.processes()
-        together = f", {n} processes" if n > 1 else ""
+        config, corpus = self.config, self.corpus
         is_long = corpus.val_bytes > QUICK_BYTES
         quick = f" (until the end, only {QUICK_BYTES:,})" if is_long else ""
         print_text(
             f"{self.version}: {self.parameters:,} parameters, {config.vocab_size:,} tokens in "
-            f"the vocabulary, context of {config.context_length:,}, on {self.device}{together}\n"
+            f"the vocabulary, context of {config.context_length:,}, on {self.place}\n"
             f"corpus {corpus.name}: {corpus.train_bytes:,} bytes to train on, "
             f"{corpus.val_bytes:,} to validate{quick}, sha256 {corpus.sha256[:16]}\n"
             f"{config.steps:,} steps of {self.tokens_a_step:,} tokens, into {self.out}"
@@ -248,21 +245,21 @@ class Run:
     def checkpoint_is_due(self) -> bool:
         """Whether to save now: at the end, every `checkpoint_every` steps, or if asked to stop."""
         on_time = self.is_done() or self.step % self.config.checkpoint_every == 0
-        started = perf_counter()
-        due = on_time or distributed.highest(self.signal) > 0
-        self.seconds += perf_counter() - started  # spent waiting for the other processes
+        due = on_time or self.stop_signal() > 0
         if due:
             self._read_losses()
         return due
 
+    def stop_signal(self) -> int:
+        """The signal that asked to stop, or 0."""
+        return self.signal
+
     def evaluation_is_due(self) -> bool:
-        """Whether to evaluate now; the first process does, while the others wait."""
+        """Whether to evaluate now."""
         due = self.is_done() or self.step % self.config.evaluate_every == 0
         if due:
             self._read_losses()
-            if not distributed.is_first():
-                distributed.wait()
-        return due and distributed.is_first()
+        return due
 
     def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
         """All the validation `tokens` (N,) at the end; before that, those of its first QUICK_BYTES
@@ -292,12 +289,12 @@ class Run:
             self.losses = []
 
     def _read_losses(self) -> None:
-        """Read the pending losses, averaged over all processes."""
+        """Read the pending losses."""
         if not self.unread:
             return
         started, first = perf_counter(), self.step - len(self.unread)
         losses, rates = zip(*self.unread)
-        losses = distributed.mean(torch.stack([torch.as_tensor(x) for x in losses]).tolist())
+        losses = self._numbers(torch.stack([torch.as_tensor(x) for x in losses]))
         self.seconds += perf_counter() - started  # spent waiting for the GPU
         for step, (loss, rate) in enumerate(zip(losses, rates), first):
             if not math.isfinite(loss):
@@ -310,6 +307,9 @@ class Run:
         self.losses += losses
         self.unread = []
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+
+    def _numbers(self, losses: torch.Tensor) -> list[float]:
+        return losses.tolist()  # waits for the GPU
 
     def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
         """Record and print how well the model predicts `tokens` (N,).
@@ -345,7 +345,6 @@ class Run:
             + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
             + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else ""),
         )
-        distributed.wait()  # the others wait in evaluation_is_due
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
         """Tokens per second of `steps` that took `seconds`, as rows and summary have it."""
@@ -353,8 +352,6 @@ class Run:
         return {"tokens_per_second": round(rate, 1)} if rate else {}
 
     def _append_row(self, row: dict) -> None:
-        if not distributed.is_first():
-            return
         self.rows.append(row)
         try:
             self.metrics_file.write(json.dumps(row) + "\n")
@@ -410,11 +407,7 @@ class Run:
         """Write summary.json, samples.txt and loss.png, print the results, and return the summary.
 
         `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen.
-        Processes other than the first wait for it and return {}.
         """
-        if not distributed.is_first():
-            distributed.wait()
-            return {}
         sample = "".join(self.write(generate))
         self._check_folder()
         summary = self._summary(corpus_tokens)
@@ -432,7 +425,6 @@ class Run:
             f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats per token, perplexity "
             f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
         )
-        distributed.wait()
         return summary
 
     def _summary(self, corpus_tokens: int) -> dict:
@@ -453,7 +445,6 @@ class Run:
             **self.speed(self.step, self.seconds),
             **self.scores,
             "device": str(self.device),
-            "processes": distributed.processes(),
             "dtype": pick_dtype(getattr(config, "dtype", "float32"), self.device),
             "seed": config.seed,
             **machine_facts(),

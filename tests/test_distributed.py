@@ -16,10 +16,9 @@ import pytest
 import torch
 from conftest import ROOT, load_version, small_arguments, small_config
 
-from shared import distributed
 from shared.files import UserError, read_json
 from shared.run import LOG_EVERY, Run
-from v4_modern import parallel
+from v4_modern import command_line, parallel
 from v4_modern.run import share_of_peak
 
 v4 = load_version("v4_modern")
@@ -110,7 +109,7 @@ def at_step(step, rank, do):
 
     def patched(run, *rest):
         log_step(run, *rest)
-        if run.step == step and distributed.rank() == rank:
+        if run.step == step and parallel.rank() == rank:
             do()
 
     Run.log_step = patched
@@ -192,7 +191,7 @@ def test_all_processes_end_with_the_same_weights(corpus_file, tmp_path):
 def test_values_and_windows_are_those_of_all(tmp_path):
     def work(rank):
         parallel.join(3, "cpu")
-        mean, highest = distributed.mean([1.0, float(rank)]), distributed.highest(rank)
+        mean, highest = parallel.mean([1.0, float(rank)]), parallel.highest(rank)
         assert (mean, highest) == ([1, 1], 2)
         ids = torch.arange(12).view(6, 2)
         assert parallel.my_share(ids, ids.device).tolist() == ids[[rank, rank + 3]].tolist()
@@ -256,7 +255,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_in_one(corpus_file, tmp_pa
 
     ends = together(2, tmp_path, work)  # gloo sees it at once
     assert ends[dead].status == -signal.SIGKILL and ends[1 - dead].status == 1
-    assert len(errors(ends)) == 1 and errors(ends)[0].startswith(f"error: {distributed.LOST} (")
+    assert len(errors(ends)) == 1 and errors(ends)[0].startswith(f"error: {command_line.LOST} (")
     v4.main(["--resume", "--out", str(tmp_path / "run")])
     assert_close(whole[0], tmp_path / "run")
 
@@ -310,7 +309,7 @@ def test_what_ends_one_ends_all_in_one_line(corpus_file, tmp_path):
         return lines[0]
 
     def no_number_in_the_second():
-        if distributed.rank() == 1:
+        if parallel.rank() == 1:
             at_step(
                 3, 1, lambda: setattr(v4, "cross_entropy", lambda x, _: x.mean() * float("nan"))
             )
@@ -329,7 +328,7 @@ def test_what_ends_one_ends_all_in_one_line(corpus_file, tmp_path):
 def test_what_cannot_be_shared_is_refused(monkeypatch):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert distributed.processes() == 1 and distributed.is_first()  # not torchrun's
+    assert parallel.processes() == 1 and parallel.is_first()  # not torchrun's
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tests")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device, words in (("mps", "in one process"), ("cuda", "this machine has 1 GPU")):
@@ -356,7 +355,7 @@ def test_torchrun_starts_and_stops_it(corpus_file, tmp_path):
             status = process.wait(60)
     assert status != 0
     text = (tmp_path / "said").read_text(encoding="utf-8")
-    assert text.count("saved; --resume") == 1 and distributed.LOST not in text
+    assert text.count("saved; --resume") == 1 and command_line.LOST not in text
     step = torch.load(tmp_path / "run" / "checkpoint.pt")["progress"]["step"]
     assert step >= LOG_EVERY and f"stopped at step {step:,}, saved" in text
 
@@ -412,7 +411,7 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
         T, inner = config.context_length, config.n_heads * config.head_size
         flops += 12 * config.n_layers * inner * T  # attention (Chowdhery et al. 2022, B)
         assert run.speed(1, 1e-9)["mfu"] == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
-        monkeypatch.setattr(distributed, "processes", lambda: 4)
+        monkeypatch.setattr(parallel, "processes", lambda: 4)
         mfu = run.speed(4, 1e-9)["mfu"]  # on four GPUs
         assert mfu == pytest.approx(64e9 * flops / 989.5e12, rel=1e-3)
         run.metrics_file.close()

@@ -19,7 +19,7 @@ from benchmarks.common import open_run
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json
 from v4_modern import model_files
-from v4_modern.options import parse
+from v4_modern.command_line import parse
 
 logging.disable_progress_bar()
 v4 = load_version("v4_modern")

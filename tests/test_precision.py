@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.faults import equal
 from shared.command_line import pick_device, pick_dtype
-from shared.run import Run
+from v4_modern.run import Run
 
 v4 = load_version("v4_modern")
 

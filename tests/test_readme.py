@@ -19,6 +19,8 @@ from conftest import ROOT, VERSIONS, load_version, small_arguments, small_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.command_line import parse_options
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OURS = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", README)  # not what models wrote
 PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", OURS)
@@ -102,7 +104,7 @@ def test_sizes_are_as_the_table_says():
     for command, size in zip(presets, sizes):
         arguments = shlex.split(command, comments=True)[2:]
         with torch.device("meta"):
-            model = v4.LanguageModel(v4.command_line.parse_options(v4.Config, arguments))
+            model = v4.LanguageModel(parse_options(v4.Config, arguments))
         assert f"{sum(p.numel() for p in model.parameters()):,}" == size, command
 
 

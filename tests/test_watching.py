@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.flop_counter import FlopCounterMode
 
 import shared.run
+import v4_modern.run
 from shared.model_table import measure
 from shared.run import Run
 from shared.terminal import print_text
@@ -312,7 +313,7 @@ def test_the_log_says_after_how_many_steps_compiling_pays(
         return step_of(run, *others)
 
     monkeypatch.setattr(v4, "training_step", training_step)
-    for module in (v4, shared.run):
+    for module in (v4, shared.run, v4_modern.run):
         monkeypatch.setattr(module, "perf_counter", lambda: now[0])
     monkeypatch.setattr(v4.LanguageModel, "compile", lambda self: compiled.append(len(steps)))
     options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 45, "compile": True}

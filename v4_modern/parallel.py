@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 v4_modern/train.py
 
 Every process holds the whole model and takes the same steps, each on its share of every batch; the
-gradients are averaged over all processes, so that the weights stay equal. Who writes and prints is
-in shared/distributed.py.
+gradients are averaged over all processes, so that the weights stay equal. Only the first process
+writes and evaluates (run.py), and prints (command_line.py).
 
 All that processes exchange besides gradients goes through their CPUs, over a process group of its
 own. On GPUs, gradients use NCCL, which times out after ten minutes; waiting for a tokenizer may
@@ -22,17 +22,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared import distributed
-from shared.distributed import is_first, processes, rank, wait
+from shared.command_line import is_first, processes
 from shared.files import UserError
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(weeks=1)  # while one process works alone; a dead one is noticed at once
+among_cpus: "dist.ProcessGroup | None" = None  # for all but gradients
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def join(batch_size: int, device: str) -> None:
     """Connect to the other processes; UserError if they cannot evenly share batches of `batch_size`
     windows, or if there is no `device` for each."""
+    global among_cpus
     if processes() == 1 or dist.is_initialized():
         return
     if batch_size % processes():
@@ -51,7 +57,7 @@ def join(batch_size: int, device: str) -> None:
             )
         torch.cuda.set_device(local)  # what "cuda" means from now on
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    distributed.among_cpus = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    among_cpus = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def in_turn(work: Callable[[], T]) -> T:
@@ -91,3 +97,30 @@ def averaging(model: nn.Module, now: bool) -> AbstractContextManager:
     """Context for the forward pass of a replica: its backward pass averages the gradients `now`, or
     only accumulates them for a later one."""
     return nullcontext() if now or processes() == 1 else model.no_sync()
+
+
+# ---- waiting, and exchanging values ----
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if processes() > 1:
+        dist.barrier(among_cpus)
+
+
+def _from_all(values: list[float]) -> Tensor:
+    """The `values` of every process, (processes, values) float64."""
+    mine = torch.tensor(values, dtype=torch.float64)
+    all_of_them = [torch.empty_like(mine) for _ in range(processes())]
+    dist.all_gather(all_of_them, mine, group=among_cpus)
+    return torch.stack(all_of_them)
+
+
+def mean(values: list[float]) -> list[float]:
+    """The means of `values` over all processes."""
+    return _from_all(values).mean(0).tolist() if processes() > 1 else values
+
+
+def highest(value: int) -> int:
+    """The highest `value` of any process; all processes get it once all are here."""
+    return int(_from_all([value]).max()) if processes() > 1 else value

@@ -1,13 +1,14 @@
 """What a run of v4 can do besides what every run does (shared/run.py): train in several processes,
 say whether compiling pays off, and say how much of a GPU's peak it reaches."""
 
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from shared import distributed, run
+from shared import run
 from shared.command_line import pick_dtype
 from shared.model_table import training_flops
 from shared.run import LOG_EVERY
@@ -37,14 +38,69 @@ BFLOAT16_PEAK = {
 class Run(run.Run):
     """A run whose steps may be compiled, whose speed is also told as a share of the GPU's peak, and
     whose `replica` of the model averages gradients over all processes. Its config may lack v4's
-    options: then there is nothing to time."""
+    options: then there is nothing to time.
+
+    All processes call the same methods, in the same order. The first alone writes and evaluates;
+    meanwhile the others wait.
+    """
 
     def __enter__(self) -> "Run":
+        if parallel.processes() > 1:
+            self.place += f", {parallel.processes()} processes"
         super().__enter__()
         self.replica = parallel.replica(self.model)
         self.share_of_peak = share_of_peak(self.model, self.config, self.device)
         self.clock: list[float] = []  # seconds, to measure whether compiling pays off
         return self
+
+    # -- several processes --
+
+    def _open_files(self) -> None:
+        if parallel.is_first():
+            super()._open_files()
+        parallel.wait()
+
+    def _save(self, state: dict[str, Any]) -> None:
+        if parallel.is_first():
+            super()._save(state)
+
+    def _append_row(self, row: dict) -> None:
+        if parallel.is_first():
+            super()._append_row(row)
+
+    def _numbers(self, losses: torch.Tensor) -> list[float]:
+        """Averaged over all processes."""
+        return parallel.mean(super()._numbers(losses))
+
+    def stop_signal(self) -> int:
+        """The highest signal of any process, so that all stop at the same step."""
+        started = perf_counter()
+        highest = parallel.highest(self.signal)
+        self.seconds += perf_counter() - started  # spent waiting for the other processes
+        return highest
+
+    def evaluation_is_due(self) -> bool:
+        """Whether to evaluate now; the others wait until the first has the scores."""
+        due = super().evaluation_is_due()
+        if due and not parallel.is_first():
+            parallel.wait()
+        return due and parallel.is_first()
+
+    def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
+        """Record and print how well the model predicts `tokens` (N,), then let the others go on."""
+        super().log_scores(tokens, nats, n_bytes)
+        parallel.wait()
+
+    def finish(self, generate: run.Generate, corpus_tokens: int) -> dict:
+        """What every run writes and prints at its end; the others wait for it and return {}."""
+        summary = super().finish(generate, corpus_tokens) if parallel.is_first() else {}
+        parallel.wait()
+        return summary
+
+    def _summary(self, corpus_tokens: int) -> dict:
+        return super()._summary(corpus_tokens) | {"processes": parallel.processes()}
+
+    # -- compiling, and speed --
 
     def log_step(self, loss: torch.Tensor, learning_rate: float, seconds: float) -> None:
         """Count a step, as every run does, and time it if the model is to be compiled."""
@@ -64,7 +120,7 @@ class Run(run.Run):
             return
         self._read_losses()  # waits for the GPU
         self.clock.append(self.seconds)
-        if len(self.clock) == 4 and distributed.is_first():
+        if len(self.clock) == 4 and parallel.is_first():
             before, compiling, after = np.diff(self.clock) / LOG_EVERY  # seconds a step
             saved, lost = before - after, LOG_EVERY * (compiling - after)
             pays = f"pays after {lost / saved:,.0f} steps" if saved > 0 else "does not pay"
@@ -80,7 +136,7 @@ class Run(run.Run):
         speed = super().speed(steps, seconds)
         if speed and self.share_of_peak:
             tokens_per_second = steps * self.tokens_a_step / seconds
-            share = tokens_per_second * self.share_of_peak / distributed.processes()
+            share = tokens_per_second * self.share_of_peak / parallel.processes()
             speed["mfu"] = round(share, 4)
         return speed
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
-from shared import command_line, fast_bpe
+from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
 from shared.files import UserError, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
@@ -43,9 +43,9 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
-from v4_modern import parallel
+from v4_modern import command_line, parallel
+from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
-from v4_modern.options import parse
 from v4_modern.run import Run
 from v4_modern.tokenizer_files import load_hugging_face
 

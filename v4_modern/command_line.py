@@ -1,18 +1,88 @@
-"""v4's options that name what others made: --tokenizer and --init-from.
+"""v4's command line: that of all versions (shared/command_line.py), for several processes, which
+speak with one voice, and with options that name what others made: --tokenizer and --init-from.
 
-Both are told before any work is done if they name nothing that v4 can begin with.
+Both options are refused before any work is done if they name nothing that v4 can begin with.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TypeVar
 
+import torch.distributed as dist
+
 from shared import command_line
-from shared.command_line import whole_path
+from shared.command_line import (  # noqa: F401 - v4 uses them as they are
+    check_config,
+    given_tokenizer,
+    pick_device,
+    pick_dtype,
+    whole_path,
+)
 from shared.files import UserError, read_json
+from shared.terminal import ended_by
 from v4_modern.model_files import read_sizes
+from v4_modern.parallel import is_first, processes
 
 ConfigType = TypeVar("ConfigType")  # v4's Config
+LOST = "another process of this run ended or is unreachable: --resume continues from the checkpoint"
+
+
+# ---- one voice ----
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Report errors in one line, as in the other versions; of several processes, only the first
+    prints anything else. The exit status is 1 if another process of the run was lost."""
+    with command_line.clear_errors():
+        if not is_first():  # the others have nothing to clean up
+            for number in (signal.SIGINT, *ended_by()):
+                signal.signal(number, signal.SIG_DFL)
+        try:
+            with one_voice():
+                yield
+        except Exception as error:
+            if command_line.line_and_status(error)[0] or not is_of_a_lost_process(error):
+                raise
+            reason, _, _ = str(error).partition("\n")
+            command_line.tell_error(f"error: {LOST} ({reason})")
+            sys.exit(1)
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Show only the first process's output and progress bars. Processes that end normally leave the
+    group cleanly."""
+    try:
+        if is_first():
+            yield
+        else:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    yield
+    except SystemExit:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_of_a_lost_process(error: Exception) -> bool:
+    """Whether `error` was caused by the end of another process."""
+    if processes() == 1:
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+# ---- options ----
 
 
 def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> ConfigType:
