@@ -19,7 +19,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from shared.corpora import DOWNLOADS, END_OF_TEXT, cache_folder
+from shared.corpora import END_OF_TEXT, cache_folder
+from shared.downloads import DOWNLOADS
 from shared.files import UserError, need_package, read_json
 from shared.run_folder import check_folder
 from shared.terminal import answered, ended_by, write_nowhere

@@ -13,7 +13,7 @@ import torch._inductor.exc
 from conftest import VERSIONS, by_characters, load_version, small_arguments
 from tqdm import tqdm
 
-from shared import corpora
+from shared import downloads
 from shared.command_line import clear_errors
 from shared.files import UserError
 from shared.run_folder import lock_metrics
@@ -86,7 +86,7 @@ def test_a_context_longer_than_the_text(version, capsys, corpus_file, tmp_path):
 
 def test_no_network(version, capsys, tmp_path, monkeypatch):
     url = "http://127.0.0.1:9/input.txt"  # nobody listens on the discard port
-    monkeypatch.setitem(corpora.DOWNLOADS, "shakespeare", (url,))
+    monkeypatch.setitem(downloads.DOWNLOADS, "shakespeare", (url,))
     arguments = small_arguments(version, data="shakespeare", out=tmp_path / "run")
     line = complaint(version, arguments, capsys)
     assert url in line and "put the file at" in line and "--data pydocs" in line
