@@ -4,6 +4,9 @@ colour."""
 import io
 from pathlib import Path
 
+from shared.curves import import_matplotlib
+
+import_matplotlib()
 import matplotlib
 
 matplotlib.use("Agg")  # no screen needed

@@ -38,7 +38,7 @@ AT_MOST = {"dropout": 0.95, "top_p": 1, "seed": 2**31, "n_layers": 1000, "worker
 AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
-PATHS = {"data", "out", "init_from", "tokenizer"}
+PATHS = {"data", "out", "init_from", "tokenizer", "score"}
 # System errors that the user can fix, such as a wrong name or a full disk.
 THE_USERS = "ENOENT ENOTDIR EISDIR EEXIST EACCES EPERM EROFS ENAMETOOLONG ENOSPC EDQUOT"
 # How torch's errors put it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
@@ -53,23 +53,27 @@ def parse(
 ) -> ConfigType:
     """The config that `arguments` (None: those of the process) ask for.
 
-    Options not given are those of `default` or, with --resume or --sample, of the run in --out.
+    Options not given are those of `default` or, with --resume, --sample or --score, of the run in
+    --out.
     """
     config = parse_options(config_class, arguments, default)
     out = os.path.expanduser(config.out)
-    if config.resume or config.sample:
+    uses = config.sample or config.score  # a trained model
+    if config.resume or uses:
         kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     if config.data not in ("pydocs", *DOWNLOADS):
         path = whole_path(config.data)
-        if not config.sample and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
+        if not uses and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
         config = replace(config, data=path)
     config = replace(config, out=out)
-    if config.tensorboard and not config.sample:
+    if config.best and not uses:
+        raise UserError("--best is for --sample and --score: training goes on from the last step")
+    if config.tensorboard and not uses:
         need_package("tensorboard", "--tensorboard")
-    if not config.sample and is_first():
+    if not uses and is_first():
         check_folder(Path(whole_path(config.out)))
     return config
 
@@ -118,7 +122,7 @@ def load_config(config_class: type[ConfigType], out: str) -> ConfigType:
         raise UserError(f"{path} is not there: train first, or name the run with --out")
     values = read_json(path)
     try:
-        fresh = {"out": out, "resume": False, "sample": False, "compile": False}
+        fresh = {"out": out, "resume": False, "sample": False, "score": "", "compile": False}
         return config_class(**values | {k: v for k, v in fresh.items() if k in values})
     except TypeError:
         raise UserError(f"{path} is another version's: use its train.py or another --out") from None

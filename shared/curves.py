@@ -1,6 +1,9 @@
 """The rows of metrics.jsonl as a picture, and as event files for TensorBoard."""
 
+import os
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +11,21 @@ from shared.files import atomic_write
 
 
 def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
-    """Plot loss and bits per byte against steps.
-
-    Scores on the first part of the validation text are a line; scores on all of it are a star.
-    """
+    """Plot loss and bits per byte against steps."""
+    import_matplotlib()
     from matplotlib.figure import Figure  # pyplot may need a display, or draw into a notebook
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    whole = max(row.get("scored_tokens", 0) for row in rows)
-    some = min(row.get("scored_tokens", whole) for row in rows)
-    for axes, name, label, style, scored in (
-        (left, "train_loss", "training", "C0-", None),
-        (left, "val_loss", "validation", "C1.-", some),
-        (left, "val_loss", "validation, all of it", "C1*", whole),
-        (right, "bits_per_byte", "validation", "C1.-", some),
-        (right, "bits_per_byte", "validation, all of it", "C1*", whole),
+    for axes, name, label, style in (
+        (left, "train_loss", "training", "C0-"),
+        (left, "val_loss", "validation", "C1.-"),
+        (right, "bits_per_byte", "validation", "C1.-"),
     ):
-        of_kind = [r for r in rows if name in r and r.get("scored_tokens") == scored and r["step"]]
-        if of_kind and not (style == "C1*" and some == whole):
-            axes.plot([r["step"] for r in of_kind], [r[name] for r in of_kind], style, label=label)
+        of_kind = [row for row in rows if name in row]
+        if of_kind:
+            steps, values = zip(*((row["step"], row[name]) for row in of_kind))
+            axes.plot(steps, values, style, label=label)
     for axes, label in ((left, "loss (nats per token)"), (right, "bits per byte")):
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
@@ -36,6 +34,18 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     figure.suptitle(title)
     with atomic_write(picture) as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def import_matplotlib() -> None:
+    """Import it even if MPLBACKEND names a backend that is not installed here, such as that of the
+    notebook that started this process."""
+    named = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    import matplotlib
+
+    if named:
+        os.environ["MPLBACKEND"] = named
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = named
 
 
 def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tensorboard is optional
@@ -51,7 +61,9 @@ def event_writer(folder: Path, rows: list[dict]) -> Any:  # noqa: ANN401 - tenso
 
 
 def write_events(events: Any, row: dict) -> None:  # noqa: ANN401
-    """Write a scalar for each value in a row of metrics.jsonl, at its step."""
+    """Write each value in a row of metrics.jsonl, at its step."""
     for name, value in row.items():
-        if name != "step":
+        if name == "sample":
+            events.add_text(name, value, row["step"])
+        elif name != "step":
             events.add_scalar(name, value, row["step"])

@@ -1,8 +1,9 @@
 """A run: a model in training, its progress, and the folder it is saved in. No model code.
 
-config.json     the options it was started with    samples.txt     text it generated
+config.json     the options it was started with    samples.txt     text it wrote, by step
 metrics.jsonl   one JSON object per log line       loss.png        its curves so far
 summary.json    the results                        tokenizer.json, checkpoint.pt
+best.pt         the weights of the best evaluation, if that was not the last
 """
 
 import dataclasses
@@ -29,20 +30,22 @@ from shared.files import UserError, atomic_write, json_sha256, write_json, write
 from shared.machine import keep_freed_memory, machine_facts
 from shared.run_folder import open_folder
 from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
-from shared.tokens import Tokenizer, decode_pieces, token_lengths
+from shared.tokens import Tokenizer, decode_pieces, encode_documents, token_lengths
 
 QUICK_BYTES = 50_000  # of validation text to score during training; at the end, all of it
 LOG_EVERY = 10  # steps between rows of training loss
 SLICE = 1 << 20  # tokens to process at a time when all are counted
 DRAW_EVERY = 60  # seconds between updates of loss.png during training
+SAMPLE_TOKENS = 40  # of the text that is shown at each evaluation
 Generate = Callable[[torch.nn.Module, list[int], Any, int], Iterable[int]]  # a version's
+Evaluate = Callable[[torch.nn.Module, np.ndarray, Tokenizer, int, int], tuple[float, int]]
 
 # Options that may change when a run is resumed or sampled from (when sampling, also the seed and,
 # except with learned positions, the context length); all others define the run.
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
-    *("print_model", "init_from", "dtype", "evaluate_every"),
+    *("print_model", "init_from", "dtype", "evaluate_every", "score", "best"),
 }
 
 
@@ -67,6 +70,9 @@ class Run:
         self.model, self.optimizers, self.corpus = model, optimizers, corpus
         self.out = Path(config.out).resolve()  # the current folder may be renamed, or be a link
         self.metrics, self.checkpoint = self.out / "metrics.jsonl", self.out / "checkpoint.pt"
+        self.best = self.out / "best.pt"
+        if config.best and self.best.exists():  # else the last evaluation was the best
+            self.checkpoint = self.best
         self.device = torch.device(pick_device(config.device))
         keep_freed_memory()
         model.to(self.device)
@@ -80,6 +86,7 @@ class Run:
         self.unread: list[tuple[float | torch.Tensor, float]] = []  # losses and learning rates
         self.rows: list[dict] = []
         self.scores: dict[str, float] = {}  # the latest ones
+        self.best_weights: dict[str, torch.Tensor] = {}  # until they are written to best.pt
         self.signal = 0  # the signal that asked us to stop
         self.place = str(self.device)  # where it trains, as announced
         self.metrics_file = self.events = None  # until they are opened
@@ -116,13 +123,22 @@ class Run:
                 f"the weights are not finite after step {self.step}: lower the learning rates "
                 "and start again; the last checkpoint is kept"
             )
+        self._write(state, self.checkpoint)
+        if self.best_weights:
+            step = {"step": best_row(self.rows)["step"]}
+            progress = state["progress"] | step
+            changed = {"model": self.best_weights, "optimizers": [], "progress": progress}
+            self._write(state | changed, self.best)
+            self.best_weights = {}
+
+    def _write(self, state: dict[str, Any], path: Path) -> None:
         try:
-            with atomic_write(self.checkpoint) as file:
+            with atomic_write(path) as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
             system = error if isinstance(error, OSError) else error.__context__
             reason = getattr(system, "strerror", None) or "is the disk full?"
-            raise UserError(f"{self.checkpoint} cannot be written ({reason})") from None
+            raise UserError(f"{path} cannot be written ({reason})") from None
 
     @contextmanager
     def read_checkpoint(self) -> Iterator[dict[str, Any]]:
@@ -261,14 +277,14 @@ class Run:
             self._read_losses()
         return due
 
-    def part_to_score(self, tokens: np.ndarray) -> np.ndarray:
-        """All the validation `tokens` (N,) at the end; before that, those of its first QUICK_BYTES
-        bytes, so that curves of different tokenizers cover the same text."""
-        if self.is_done():
-            return tokens
+    def parts_to_score(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """Of the validation `tokens` (N,) those of its first QUICK_BYTES bytes, so that curves of
+        different tokenizers cover the same text; at the end all of them, too."""
         start = tokens[: 2 * QUICK_BYTES]  # includes special tokens, of no bytes
         ends = token_lengths(self.tokenizer)[start.astype(np.int64)].cumsum(0)
-        return start[: int((ends < QUICK_BYTES).sum()) + 1]
+        start = start[: int((ends < QUICK_BYTES).sum()) + 1]
+        self.quick_tokens = len(start)
+        return [start, tokens] if self.is_done() and len(start) < len(tokens) else [start]
 
     def log_step(self, loss: float | torch.Tensor, learning_rate: float, seconds: float) -> None:
         """Count a step with this training `loss`; UserError if it is not finite.
@@ -312,38 +328,28 @@ class Run:
         return losses.tolist()  # waits for the GPU
 
     def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
-        """Record and print how well the model predicts `tokens` (N,).
-
-        Loss and perplexity are per token; bits per byte is comparable across tokenizers.
-        """
+        """Print how well the model predicts `tokens` (N,). If they are the part that is scored all
+        along, add a row and keep the best weights; scores of the whole are for summary.json."""
+        self.scores = scores_of(tokens, nats, n_bytes, self.tokenizer)
         if not math.isfinite(nats):
             raise UserError(f"the weights are not finite at step {self.step}: lower the rates")
-        if n_bytes == 0:
-            raise UserError("the validation text holds no character that the training text has")
-        lengths, n = token_lengths(self.tokenizer), len(tokens)
-        parts = (tokens[i : i + SLICE].astype(np.int64) for i in range(1, n, SLICE))
-        loss = nats / sum((lengths[part] > 0).sum().item() for part in parts)
-        self.scores = {
-            "val_loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-            "bits_per_byte": nats / math.log(2) / n_bytes,
-            "scored_bytes": n_bytes,
-        }
         speed = self.speed(self.step - self.timed[0], self.seconds - self.timed[1])
         self.timed = self.step, self.seconds
-        seconds = round(self.seconds, 3)
-        self._append_row(
-            {"step": self.step, **self.scores, "scored_tokens": n - 1, "seconds": seconds, **speed}
-        )
+        if len(tokens) == self.quick_tokens:
+            seconds = round(self.seconds, 3)
+            self._append_row({"step": self.step, **self.scores, "seconds": seconds, **speed})
+            if best_row(self.rows) is self.rows[-1]:
+                weights = self.model.state_dict().items()
+                self.best_weights = {name: weight.to("cpu", copy=True) for name, weight in weights}
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
         train_loss = f"{trained[-1]:.4f}" if trained else "     -"
         self._show(
             print_text,
-            f"step {self.step:>6,} | train loss {train_loss} | val loss {loss:.4f} | "
-            f"perplexity {self.scores['perplexity']:8.2f} | "
-            f"bits per byte {self.scores['bits_per_byte']:.4f} | {self.seconds:5.0f} s"
+            f"step {self.step:>6,} | train loss {train_loss} | {in_words(self.scores)} | "
+            f"{self.seconds:5.0f} s"
             + (f" | {speed['tokens_per_second']:,.0f} tokens/s" if speed else "")
-            + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else ""),
+            + (f" | MFU {speed['mfu']:.1%}" if "mfu" in speed else "")
+            + (" | on all of the text" if len(tokens) > self.quick_tokens else ""),
         )
 
     def speed(self, steps: int, seconds: float) -> dict[str, float]:
@@ -366,16 +372,38 @@ class Run:
             self.drawn = perf_counter()
 
     def _draw(self, title: str) -> None:
-        draw_loss(self.rows, self.out / "loss.png", f"{self.version}: {title}")
+        try:
+            draw_loss(self.rows, self.out / "loss.png", f"{self.version}: {title}")
+        except Exception as error:  # nothing drawn may cost anything computed
+            self._show(print_text, f"loss.png cannot be drawn: {error}")
 
     # -- writing text --
 
-    def write(self, generate: Generate) -> Iterator[str]:
-        """The prompt and its continuation by the version's `generate`, piece by piece."""
+    def write(self, generate: Generate, tokens: int = 0) -> Iterator[str]:
+        """The prompt and its continuation by the version's `generate`, piece by piece; of `tokens`,
+        or else of --max-new-tokens."""
         end = self.tokenizer.special_tokens[END_OF_TEXT]
         prompt = encode_prompt(self.tokenizer, self.config.prompt)
-        new = generate(self.model, [end, *prompt], self.config, end)
+        config = dataclasses.replace(
+            self.config, max_new_tokens=tokens or self.config.max_new_tokens
+        )
+        new = generate(self.model, [end, *prompt], config, end)
         return decode_pieces(self.tokenizer, itertools.chain(prompt, new))
+
+    def log_sample(self, generate: Generate) -> None:
+        """Record and print the start of a text; at the end, `finish` does so with a longer one."""
+        if self.is_done():
+            return
+        sample = "".join(self.write(generate, min(SAMPLE_TOKENS, self.config.max_new_tokens)))
+        self._append_row({"step": self.step, "sample": sample})
+        self._write_samples()
+        self._show(print_text, f"    {' '.join(sample.split())}")
+
+    def _write_samples(self) -> None:
+        samples = (
+            f"---- step {r['step']:,} ----\n{r['sample']}\n" for r in self.rows if "sample" in r
+        )
+        write_text(self.out / "samples.txt", "\n".join(samples))
 
     def answer(self, generate: Generate) -> None:
         """Print a continuation of --prompt or, without one on a terminal, of each line typed.
@@ -401,6 +429,21 @@ class Run:
             print_text(piece, end="")
         print_text("")
 
+    # -- scoring --
+
+    def score(self, evaluate: Evaluate) -> None:
+        """Print how well the model predicts the text in --score, by the version's `evaluate`: the
+        number at the end of training, if it is the validation text."""
+        config, tokens = self.config, encode_documents(self.config.score, self.tokenizer)
+        of_text = evaluate(
+            self.model, tokens, self.tokenizer, config.context_length, config.batch_size
+        )
+        scores = scores_of(tokens, *of_text, self.tokenizer)
+        print_text(
+            f"{self.version}, step {self.step:,}, on {config.score}: {in_words(scores)} | "
+            f"{scores['scored_bytes']:,} bytes scored"
+        )
+
     # -- the end --
 
     def finish(self, generate: Generate, corpus_tokens: int) -> dict:
@@ -408,10 +451,13 @@ class Run:
 
         `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen.
         """
-        sample = "".join(self.write(generate))
+        sample, best = "".join(self.write(generate)), best_row(self.rows)
         self._check_folder()
+        self._append_row({"step": self.step, "sample": sample})
+        self._write_samples()
+        if best["step"] == self.step:
+            self.best.unlink(missing_ok=True)
         summary = self._summary(corpus_tokens)
-        write_text(self.out / "samples.txt", sample + "\n")
         self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
         write_json(self.out / "summary.json", summary)  # last: it marks the run as finished
         self.metrics_file.close()
@@ -424,6 +470,11 @@ class Run:
             f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
             f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats per token, perplexity "
             f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
+        )
+        told = f"step {best['step']:,}, {best['bits_per_byte']:.4f} bits per byte: see --best"
+        print_text(
+            f"training text read {summary['times_read']:.1f} times; best evaluation: "
+            + ("the last" if best["step"] == self.step else told)
         )
         return summary
 
@@ -440,6 +491,8 @@ class Run:
             "steps": self.step,
             "train_tokens": tokens,
             "train_bytes": round(tokens * corpus.train_bytes / corpus_tokens),
+            "times_read": round(tokens / corpus_tokens, 2),
+            "best_step": best_row(self.rows)["step"],
             "seconds": round(self.seconds, 3),
             "tokens_per_second": None,
             **self.speed(self.step, self.seconds),
@@ -449,6 +502,35 @@ class Run:
             "seed": config.seed,
             **machine_facts(),
         }
+
+
+def scores_of(
+    tokens: np.ndarray, nats: float, n_bytes: int, tokenizer: Tokenizer
+) -> dict[str, float]:
+    """How well `tokens` (N,) are predicted, with `nats` in all: loss and perplexity are per token,
+    bits per byte can be compared across tokenizers. UserError if no token counts."""
+    if n_bytes == 0:
+        raise UserError("the text to score holds no character that the training text has")
+    lengths = token_lengths(tokenizer)
+    parts = (tokens[i : i + SLICE].astype(np.int64) for i in range(1, len(tokens), SLICE))
+    loss = nats / sum((lengths[part] > 0).sum().item() for part in parts)
+    return {
+        "val_loss": loss,
+        "perplexity": math.exp(min(loss, 700)),
+        "bits_per_byte": nats / math.log(2) / n_bytes,
+        "scored_bytes": n_bytes,
+    }
+
+
+def in_words(scores: dict[str, float]) -> str:
+    loss, perplexity, bits = (scores[n] for n in ("val_loss", "perplexity", "bits_per_byte"))
+    return f"val loss {loss:.4f} | perplexity {perplexity:8.2f} | bits per byte {bits:.4f}"
+
+
+def best_row(rows: list[dict]) -> dict:
+    """The row of the best evaluation."""
+    scored = (row for row in rows if "bits_per_byte" in row)
+    return min(scored, key=lambda row: row["bits_per_byte"])
 
 
 def checked_progress(progress: dict) -> dict:

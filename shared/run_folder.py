@@ -10,7 +10,7 @@ from shared.terminal import print_text
 
 # All that a run writes to its folder.
 RUN_FILES = {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoint.pt", "summary.json"}
-RUN_FILES |= {"samples.txt", "loss.png", "tensorboard"}
+RUN_FILES |= {"samples.txt", "loss.png", "best.pt", "tensorboard"}
 
 
 def check_folder(out: Path) -> None:

@@ -62,20 +62,18 @@ class Tokenizer(Protocol):
 
 
 def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the training and the validation text, (N,) each, held in memory.
+    """The ids of the training and the validation text, (N,) each, held in memory."""
+    return encode_documents(corpus.train, tokenizer), encode_documents(corpus.val, tokenizer)
 
-    Both begin with `<|endoftext|>`, and another one follows each document.
-    """
+
+def encode_documents(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of a text file, (N,): an `<|endoftext|>`, and another one after each document."""
     end = tokenizer.special_tokens[END_OF_TEXT]
     dtype = smallest_dtype(tokenizer.vocab_size)
-    splits = []
-    for path in (corpus.train, corpus.val):
-        pieces = [np.array([end], dtype)]
-        bar = progress(read_documents(path), desc=f"encoding {path.name}", unit="document")
-        for document in bar:
-            pieces.append(np.array([*tokenizer.encode(document), end], dtype))
-        splits.append(np.concatenate(pieces))
-    return splits[0], splits[1]
+    pieces = [np.array([end], dtype)]
+    for document in progress(read_documents(path), f"encoding {Path(path).name}", unit="document"):
+        pieces.append(np.array([*tokenizer.encode(document), end], dtype))
+    return np.concatenate(pieces)
 
 
 def decode_pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

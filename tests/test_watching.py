@@ -93,7 +93,7 @@ def test_without_a_terminal_nobody_is_asked(version, finished, capsys, monkeypat
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     version.main(["--sample", "--out", str(finished)])
     asked_nothing = capsys.readouterr().out
-    assert asked_nothing == (finished / "samples.txt").read_bytes().decode("utf-8")
+    assert (finished / "samples.txt").read_bytes().decode("utf-8").endswith(f"\n{asked_nothing}")
 
 
 # ---- during training ----
@@ -126,7 +126,8 @@ def test_event_files_hold_the_rows_also_of_a_resumed_run(corpus_file, tmp_path, 
     version.main(["--resume", "--out", str(tmp_path)])  # with --tensorboard, as it was begun
     version.main(["--resume", "--tensorboard", "--out", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    expected = [(row["step"], name, row[name]) for row in rows for name in row if name != "step"]
+    scalars = [{k: v for k, v in row.items() if k not in ("step", "sample")} for row in rows]
+    expected = [(r["step"], name, s[name]) for r, s in zip(rows, scalars) for name in s]
     events = events_in(tmp_path / "tensorboard")
     assert [event[:2] for event in events] == sorted(row[:2] for row in expected)
     for event, row in zip(events, sorted(expected)):
@@ -163,7 +164,7 @@ def test_loss_png_is_drawn_while_the_model_trains(
     assert [step for step in seen if seen[step] != seen.get(step - 1)] == [0, 3, 6, 9, 10]
 
 
-FIRST = {"step": 0, "val_loss": 5.7, "bits_per_byte": 4.2, "scored_tokens": 50, "seconds": 0.0}
+FIRST = {"step": 0, "val_loss": 5.7, "bits_per_byte": 4.2, "seconds": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ FIRST = {"step": 0, "val_loss": 5.7, "bits_per_byte": 4.2, "scored_tokens": 50, 
     [
         [FIRST],
         [FIRST, FIRST | {"step": 1}],
-        [FIRST, {"step": 1, "train_loss": 3.2}, FIRST | {"step": 1, "scored_tokens": 900}],
+        [FIRST, {"step": 1, "train_loss": 3.2}, FIRST | {"step": 1}],
         [FIRST, {"step": 10, "train_loss": 1e300}, FIRST | {"step": 12, "val_loss": 1e38}],
         [FIRST | {"step": 10**12, "bits_per_byte": 0.0}, {"step": 10**12, "train_loss": 0.0}],
     ],
@@ -191,8 +192,8 @@ def test_any_rows_make_a_picture_always_the_same(rows, tmp_path, real_pictures):
 def test_the_picture_shows_the_rows(tmp_path, monkeypatch, real_pictures):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
-    scored = [(0, 5.0, 3.0, 50), (1, 4.0, 2.0, 50), (2, 3.0, 1.0, 50), (3, 1.5, 0.5, 900)]
-    names = ("step", "val_loss", "bits_per_byte", "scored_tokens")
+    scored = [(0, 5.0, 3.0), (1, 4.0, 2.0), (2, 3.0, 1.0)]
+    names = ("step", "val_loss", "bits_per_byte")
     rows = [dict(zip(names, values)) for values in scored]
     rows.insert(3, {"step": 2, "train_loss": 4.5})
     shared.run.draw_loss(rows, tmp_path / "loss.png", "title")
@@ -200,9 +201,27 @@ def test_the_picture_shows_the_rows(tmp_path, monkeypatch, real_pictures):
         {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         for axes in figures[0].axes
     )
-    whole = "validation, all of it"
-    assert losses == {"training": [[2, 4.5]], "validation": [[1, 4], [2, 3]], whole: [[3, 1.5]]}
-    assert bits == {"validation": [[1, 2], [2, 1]], whole: [[3, 0.5]]}
+    assert losses == {"training": [[2, 4.5]], "validation": [[0, 5], [1, 4], [2, 3]]}
+    assert bits == {"validation": [[0, 3], [1, 2], [2, 1]]}
+
+
+@pytest.mark.parametrize("backend", ["module://a_notebooks.backend", "nonsense"])
+def test_a_backend_that_is_not_installed_costs_nothing(backend, tmp_path):
+    """As every `!python` in a notebook of another environment has it."""
+    code = "import sys; from pathlib import Path; from shared.curves import draw_loss; "
+    code += "draw_loss([{'step': 1, 'train_loss': 2.0}], Path(sys.argv[1]), 'title')"
+    command = [sys.executable, "-c", code, str(tmp_path / "loss.png")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"MPLBACKEND": backend}, check=True)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(
+    version, corpus_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(shared.run, "draw_loss", lambda *_: 1 / 0)
+    version.train(small_config(version, data=str(corpus_file), out=str(tmp_path)))
+    assert (tmp_path / "summary.json").exists()
+    assert "loss.png cannot be drawn: division by zero" in capsys.readouterr().out
 
 
 # ---- before training ----

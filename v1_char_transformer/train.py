@@ -58,6 +58,8 @@ class Config:
     print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
     resume: bool = False  # continue from the checkpoint in --out
     sample: bool = False  # generate text with the model in --out instead of training
+    score: str = ""  # text file to score with the model in --out instead of training
+    best: bool = False  # sample or score with the weights of the best evaluation, not the last
     prompt: str = ""  # text to continue
     temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
     top_k: int = 0  # sample from the k most likely tokens only; 0: all
@@ -362,8 +364,10 @@ def train(config: Config) -> dict:
             if run.checkpoint_is_due():
                 save_checkpoint(run)
             if run.evaluation_is_due():
-                part, T, B = run.part_to_score(val_tokens), config.context_length, config.batch_size
-                run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
+                T, B = config.context_length, config.batch_size
+                for part in run.parts_to_score(val_tokens):
+                    run.log_scores(part, *evaluate(model, part, tokenizer, T, B))
+                run.log_sample(generate)
             if run.is_done():
                 break
             started = perf_counter()
@@ -379,11 +383,11 @@ def main(arguments: list[str] | None = None) -> None:
         config = parse(Config, arguments)
         if config.print_model:
             print_model(config, load_data, LanguageModel, make_optimizers)
-        elif config.sample:
+        elif config.sample or config.score:
             tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
             run = Run(VERSION, config, tokenizer, LanguageModel(config))
             load_checkpoint(run)
-            run.answer(generate)
+            run.score(evaluate) if config.score else run.answer(generate)
         else:
             train(config)
 

@@ -89,7 +89,7 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
     """The config that `arguments` ask for: as in the other versions, and --init-from brings the
     model's sizes and its tokenizer, --tokenizer its vocabulary size."""
     config = command_line.parse(config_class, arguments)
-    if config.resume or config.sample:
+    if config.resume or config.sample or config.score:
         return _as_it_began(config)
     if config.init_from:
         config = _with_model(config, arguments)

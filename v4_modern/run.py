@@ -86,9 +86,9 @@ class Run(run.Run):
             parallel.wait()
         return due and parallel.is_first()
 
-    def log_scores(self, tokens: np.ndarray, nats: float, n_bytes: int) -> None:
-        """Record and print how well the model predicts `tokens` (N,), then let the others go on."""
-        super().log_scores(tokens, nats, n_bytes)
+    def log_sample(self, generate: run.Generate) -> None:
+        """Record and print the start of a text, then let the others go on."""
+        super().log_sample(generate)
         parallel.wait()
 
     def finish(self, generate: run.Generate, corpus_tokens: int) -> dict:
