@@ -14,7 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, small_text
+from conftest import ROOT, load_version, small_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fast_bpe import ANY
 
 from shared import fast_bpe
 from shared import text as shared_text
@@ -26,6 +29,7 @@ from shared.text import whole_words
 TEXT = small_text(400) + "naïve 漢字漢字 🙂🙂 aaaa <|a|> <|endoftext|>\n\n" * 200
 SPECIAL = ["<|endoftext|>", "<|a|>"]
 MERGES = learn([TEXT], 144, SPECIAL, workers=1)
+V4 = load_version("v4_modern").Tokenizer
 
 
 def new_encoder() -> Encoder:
@@ -69,6 +73,22 @@ def test_results_do_not_depend_on_processes_or_pieces(size, monkeypatch, started
         pieces = new_encoder().encode_texts(whole_words([TEXT], SPECIAL), workers=n)
         assert [i for piece in pieces for i in piece.tolist()] == ids
     assert len(started) == 1 + 1 + 2 + 2  # besides this one, to learn and to encode
+
+
+@settings(max_examples=12)
+@given(st.lists(ANY, min_size=1), st.integers(2, 3), st.sampled_from([1, 20]))
+def test_any_texts_are_shared_by_any_number_of_processes(texts, n, size):
+    """The merges and ids of v4's own tokenizer, which knows no processes."""
+    plain = V4.train(texts, 300, SPECIAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "ENOUGH", 1)
+        for module in (fast_bpe, encoder, shared_text):
+            patch.setattr(module, "PIECE", size)
+        assert learn(texts, 42, SPECIAL, workers=n) == plain.merges
+        ours = Encoder(plain.merges, plain.special_tokens)
+        assert [i for ids in ours.encode_texts(texts, n) for i in ids.tolist()] == [
+            i for text in texts for i in plain.encode(text)
+        ]
 
 
 def test_the_starter_works_rather_than_wait(started, monkeypatch):
