@@ -401,7 +401,7 @@ def test_speed_is_of_the_steps_since_the_last_scores(corpus_file, tmp_path, monk
             for _ in range(4):
                 run.log_step(1.0, 0.1, 0.0)
             run.seconds += 0.5  # no time but this
-            run.log_scores(np.array([0, 97, 98]), 1.0, 2)
+            run.log_scores(*run.parts_to_score(np.array([0, 97, 98])), 1.0, 2)
             assert run.rows[-1]["tokens_per_second"] == pytest.approx(4 * 64 / 0.5, rel=0.05)
         config, flops = run.config, 0
         weights = dict(run.model.named_parameters())

@@ -575,10 +575,12 @@ def test_a_short_soak(corpus_file, tmp_path, monkeypatch):
     command = ["-c", subject.version, "20", str(result), *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", command)
     written, write = [], Run.write
-    monkeypatch.setattr(Run, "write", lambda run, how: written.append(run.step) or write(run, how))
+    monkeypatch.setattr(
+        Run, "write", lambda run, *how: written.append(run.step) or write(run, *how)
+    )
     soak.measure_child()
     assert [point["step"] for point in read_json(result)["points"]] == list(range(2, 21, 2))
-    assert written == [20, 20]  # ours, and the run's own
+    assert written == [0, 10, 20, 20]  # at evaluations, ours, and at the end
 
 
 def test_growth_is_seen():
