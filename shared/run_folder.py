@@ -16,12 +16,21 @@ RUN_FILES |= {"samples.txt", "loss.png", "best.pt", "tensorboard"}
 def check_folder(out: Path) -> None:
     """UserError if no files can be written to `out`, or if another run is writing to it."""
     need_writable(out, f"--out {out}")
+    refuse_links(out)
     if (out / "metrics.jsonl").exists():
         lock_metrics(out).close()
 
 
+def refuse_links(out: Path) -> None:
+    """UserError if a run file in `out`, which may come from elsewhere, is a link: writing to it
+    would change a file in another place."""
+    if linked := next((out / name for name in sorted(RUN_FILES) if (out / name).is_symlink()), None):
+        raise UserError(f"{linked} is a link: remove it, or choose another --out")
+
+
 def lock_metrics(out: Path) -> IO[str]:
     """The metrics.jsonl in `out`, locked and open for appending: one run at a time may write it."""
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "metrics.jsonl"
     file = open(path, "a", encoding="utf-8")
