@@ -53,7 +53,7 @@ class Run:
     """A model, the progress of its training, and the folder in which both are saved.
 
     As a context manager it records the training: the progress bar, metrics.jsonl, and requests to
-    stop. Ctrl-C, SIGTERM and a closed terminal only make a checkpoint due, since training cannot
+    stop. Ctrl-C and the signals of `ended_by` only make a checkpoint due, since training cannot
     resume from half a step; once it is written, the process ends.
     """
 
@@ -234,7 +234,7 @@ class Run:
         )
 
     def _remember(self, number: int, _: object) -> None:
-        # A second Ctrl-C or SIGTERM stops at once. SIGHUP may come twice: the shell sends it, too.
+        # A second Ctrl-C or SIGTERM stops at once. Others may come often: a shell sends SIGHUP, too.
         if self.signal and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt(number)
         self.signal = number

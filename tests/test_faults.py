@@ -30,7 +30,7 @@ from benchmarks.faults import Subject, call, difference, one_line_lacks
 from shared.command_line import load_config
 from shared.files import UserError, read_json
 from shared.run import Run
-from shared.run_folder import lock_metrics
+from shared.run_folder import RUN_FILES, lock_metrics, open_folder
 from shared.terminal import progress
 from shared.tokens import open_token_file
 
@@ -173,7 +173,8 @@ def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
     assert lost(trials) == []
 
 
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # Windows has only the first
+STOPS = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
 
 
 @contextmanager
@@ -387,6 +388,26 @@ def test_two_runs_into_one_folder(subject, finished):
             assert f"another run is writing to {finished}" in refusal(subject, arguments)
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert call(subject, resume)[0] == 0
+
+
+@pytest.mark.parametrize("name", sorted(RUN_FILES))
+def test_nothing_is_written_through_a_link(subject, finished, tmp_path, name):
+    """In a folder from elsewhere, names of a run's files may stand for other files or folders."""
+    mine, link = tmp_path / "mine", finished / name
+    if name == "tensorboard":
+        (mine / "logs").mkdir(parents=True)
+    else:
+        shutil.move(link, mine)
+    link.symlink_to(mine)
+    (finished / "notes.1.tmp").write_text("removed as unfinished, if anything is")
+    before, content = sorted(finished.iterdir()), mine.is_file() and mine.read_bytes()
+    resume = ["--resume", "--out", finished, "--steps", "13"]
+    for arguments in (resume, subject.arguments(finished)):
+        assert f"{link} is a link" in refusal(subject, arguments)
+    with pytest.raises(UserError, match="is a link"):
+        open_folder(finished, resume=True)  # one that was made in the meantime
+    assert sorted(finished.iterdir()) == before and link.is_symlink()
+    assert mine.read_bytes() == content if content else (mine / "logs").is_dir()
 
 
 @needs_fork
