@@ -24,8 +24,9 @@ def check_folder(out: Path) -> None:
 def refuse_links(out: Path) -> None:
     """UserError if a run file in `out`, which may come from elsewhere, is a link: writing to it
     would change a file in another place."""
-    if linked := next((out / name for name in sorted(RUN_FILES) if (out / name).is_symlink()), None):
-        raise UserError(f"{linked} is a link: remove it, or choose another --out")
+    for path in (out / name for name in sorted(RUN_FILES)):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link: remove it, or choose another --out")
 
 
 def lock_metrics(out: Path) -> IO[str]:

@@ -193,6 +193,31 @@ def spoil_a_weight(folder):
     safetensors.torch.save_file(weights, folder / "model.safetensors")
 
 
+def weights_of_type(dtype):
+    def change(folder):
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
+        safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+    return change
+
+
+def enlarge_weights(folder):
+    weights = {name: torch.zeros(9, 9) for name in load_names(folder)}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def claim_more(folder):
+    """A header of numbers that the file does not hold."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"[300,16]", b"[999,16]"))
+
+
+def load_names(folder):
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        return list(file.keys())
+
+
 def rename_end_of_text(folder):
     path = folder / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("endoftext", "end"), encoding="utf-8")
@@ -215,6 +240,11 @@ def rename_end_of_text(folder):
         (cut_weights, (), "model.safetensors is damaged"),
         (rename_a_weight, (), "other weights"),
         (spoil_a_weight, (), "norm.weight holds numbers that are not finite"),
+        (weights_of_type(torch.int32), (), "model.norm.weight is I32, not one of F32, BF16,"),
+        (weights_of_type(torch.float8_e4m3fn), (), "model.norm.weight is F8_E4M3, not one of"),
+        (weights_of_type(torch.complex64), (), "model.norm.weight is C64, not one of"),
+        (enlarge_weights, (), "embed_tokens.weight is (9, 9), not (300, 16)"),
+        (claim_more, (), "model.safetensors is damaged"),
         (rename_end_of_text, (), "has no <|endoftext|>"),
         (
             lambda folder: (folder / "config.json").write_text("{}"),
@@ -233,6 +263,38 @@ def test_folders_that_v4_cannot_begin_from(
     arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run", *options]
     assert said in complaint(v4.main, arguments, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_are_not_read(folders, corpus_file, tmp_path, capsys, monkeypatch):
+    folder, opened = shutil.copytree(folders[1], tmp_path / "model"), safetensors.safe_open
+    enlarge_weights(folder)
+
+    class Opened:
+        def __init__(self, *arguments):
+            self.file = opened(*arguments)
+
+        def __enter__(self):
+            self.keys, self.get_slice = self.file.keys, self.file.get_slice
+            return self  # which reads no tensor
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(safetensors, "safe_open", Opened)
+    arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run"]
+    assert "is (9, 9), not" in complaint(v4.main, arguments, capsys)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_precision_are_taken(folders, dtype, tmp_path):
+    folder, model = (
+        shutil.copytree(folders[1], tmp_path / "model"),
+        open_run("v4_modern", folders[0]),
+    )
+    weights_of_type(dtype)(folder)
+    model_files.load_weights(model[1].model, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(model[1].model.norm.weight, weights.float())
 
 
 def test_the_model_to_begin_from_is_not_overwritten(folders, corpus_file, capsys):

@@ -29,7 +29,7 @@ from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
 from shared.command_line import load_config
 from shared.files import UserError, read_json
-from shared.run import Run
+from shared.run import Run, tensors
 from shared.run_folder import RUN_FILES, lock_metrics, open_folder
 from shared.terminal import progress
 from shared.tokens import open_token_file
@@ -484,6 +484,93 @@ def test_a_checkpoint_that_would_run_does_not(subject, finished, tmp_path):
     assert not (tmp_path / "burst").exists()
     pickle.loads(bomb)
     assert (tmp_path / "burst").exists()  # it would have
+
+
+class Claim:
+    """What a file calls a tensor of 4 million numbers, in no more bytes than that takes to say."""
+
+    def __reduce__(self):
+        return torch.FloatTensor, (1 << 22,)
+
+
+def repeated(times: int) -> list:
+    """Lists within lists, which take 2 ** `times` steps to walk through or to print."""
+    nested = []
+    for _ in range(times):
+        nested = [nested, nested]
+    return nested
+
+
+def first_of(values: dict) -> str:
+    return next(iter(values))
+
+
+def change_weight(saved, change):
+    saved["model"][first_of(saved["model"])] = change(saved["model"][first_of(saved["model"])])
+
+
+def expand_state(saved):
+    state = saved["optimizers"][0]["state"]
+    values = state[first_of(state)]
+    name = next(name for name in values if getattr(values[name], "ndim", 0))
+    values[name] = torch.zeros(1).expand(values[name].shape)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda saved: change_weight(saved, lambda x: torch.zeros(1).expand(4000, 4000)), "(4000"),
+        (
+            lambda saved: change_weight(saved, lambda x: torch.zeros(1).expand(x.shape)),
+            "(ValueError)",
+        ),
+        (
+            lambda saved: change_weight(saved, lambda x: x.to(torch.float8_e4m3fn)),
+            "is torch.float8",
+        ),
+        (lambda saved: change_weight(saved, lambda x: x.to(torch.complex64)), "is torch.complex64"),
+        (lambda saved: change_weight(saved, lambda x: x.int()), "is torch.int32"),
+        (
+            lambda saved: saved["model"].update(more=torch.zeros(1).expand(4000, 4000)),
+            "other names",
+        ),
+        (expand_state, "(ValueError)"),
+        (lambda saved: saved["optimizers"].append(Claim()), "(ValueError)"),
+        (lambda saved: saved["run"].update(batch_size=repeated(20)), "(TypeError)"),
+        (lambda saved: saved["progress"]["rows"][0].update(more=repeated(20)), "(ValueError)"),
+    ],
+)
+def test_what_a_checkpoint_claims_is_checked_first(subject, finished, monkeypatch, change, said):
+    saved = torch.load(finished / "checkpoint.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, finished / "checkpoint.pt")
+    isfinite, size = torch.Tensor.isfinite, (finished / "checkpoint.pt").stat().st_size
+
+    def counted(tensor):
+        assert tensor.nbytes <= size
+        return isfinite(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", counted)
+    for option in ("--sample", "--resume"):
+        line = refusal(subject, [option, "--out", finished])
+        assert f"{finished}/checkpoint.pt is not a whole checkpoint" in line and said in line
+
+
+def test_a_checkpoint_is_not_unpacked(subject, finished, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(finished / "checkpoint.pt") as true:
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+            for name in true.namelist():
+                made.writestr(name, true.read(name) + bytes(1 << 20) * name.endswith("data.pkl"))
+    (finished / "checkpoint.pt").write_bytes(packed.getvalue())
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: raise_(AssertionError))
+    for option in ("--sample", "--resume"):
+        assert "checkpoint.pt is packed" in refusal(subject, [option, "--out", finished])
+
+
+def test_tensors_in_endless_lists_are_found():
+    tensor = torch.zeros(2)
+    assert [*tensors({"a": repeated(60), "b": [tensor, (tensor,)], "c": {"d"}})] == [tensor, tensor]
 
 
 def test_damaged_metrics_cost_nothing(subject, finished):
