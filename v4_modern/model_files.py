@@ -88,7 +88,6 @@ def qwen3_name(name: str) -> str:
 
 def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Write `weights`, given with v4's names, to a safetensors file with Qwen3's names."""
-    need_package("safetensors", "exporting")
     import safetensors.torch
 
     renamed = {qwen3_name(name): tensor.contiguous() for name, tensor in weights.items()}
