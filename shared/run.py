@@ -28,7 +28,7 @@ from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
-from shared.run_folder import open_folder
+from shared.run_folder import give_back, open_folder
 from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, encode_documents, token_lengths
 
@@ -221,10 +221,12 @@ class Run:
         self.until_exit.close()
         if kind and self.metrics_file:  # else `finish` still needs its lock
             self.metrics_file.close()
+            if self.earlier and self.step == 0 and issubclass(kind, Exception):
+                give_back(self.out, self.earlier)
 
     def _open_files(self) -> None:
         """Write the files with which a run begins."""
-        self.metrics_file = open_folder(self.out, self.config.resume)
+        self.metrics_file, self.earlier = open_folder(self.out, self.config.resume)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         self.tokenizer.save(self.out / "tokenizer.json")
         self.metrics_file.truncate(0)
@@ -552,7 +554,7 @@ def checked_progress(progress: dict) -> dict:
     whole = type(progress["step"]) is int and progress["step"] >= 0
     whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
     whole &= all(type(row.get("step")) is int for row in progress["rows"])
-    whole &= all(type(x) in (int, float) for row in progress["rows"] for x in row.values())
+    whole &= all(type(x) in (int, float, str) for row in progress["rows"] for x in row.values())
     if not whole:
         raise ValueError("not the progress of a run")
     return {name: progress[name] for name in ("step", "seconds", "losses", "rows")}

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -46,14 +47,15 @@ def lock_metrics(out: Path) -> IO[str]:
     return file
 
 
-def open_folder(out: Path, resume: bool) -> IO[str]:
+def open_folder(out: Path, resume: bool) -> tuple[IO[str], Path | None]:
     """The locked metrics.jsonl of a run that begins or is to `resume`. One that begins finds its
-    folder empty: an earlier run's is renamed, since no mistake may cost hours of training."""
+    folder empty: an earlier run's is renamed, since no mistake may cost hours of training, and its
+    new name returned."""
     begun = (out / "metrics.jsonl").exists()
     file = lock_metrics(out)
     remove_unfinished(out)
     if resume or not _holds_files(out, begun):
-        return file
+        return file, None
     file.close()  # Windows does not rename a folder with an open file
     if not begun:
         (out / "metrics.jsonl").unlink()  # ours
@@ -65,7 +67,15 @@ def open_folder(out: Path, resume: bool) -> IO[str]:
     kept = next(path for path in names if not path.exists())
     out.rename(kept)
     print_text(f"what was in {out} is now in {kept}")
-    return lock_metrics(out)
+    return lock_metrics(out), kept
+
+
+def give_back(out: Path, kept: Path) -> None:
+    """Undo what `open_folder` did for a run that then could not make a step."""
+    if {path.name for path in out.glob("*")} <= RUN_FILES:
+        shutil.rmtree(out, ignore_errors=True)
+        kept.rename(out)
+        print_text(f"what was in {kept} is in {out} again")
 
 
 def _holds_files(out: Path, begun: bool) -> bool:

@@ -30,7 +30,7 @@ from benchmarks.faults import Subject, call, difference, one_line_lacks
 from shared.command_line import load_config
 from shared.files import UserError, read_json
 from shared.run import Run, tensors
-from shared.run_folder import RUN_FILES, lock_metrics, open_folder
+from shared.run_folder import RUN_FILES, give_back, lock_metrics, open_folder
 from shared.terminal import progress
 from shared.tokens import open_token_file
 
@@ -397,6 +397,7 @@ def test_nothing_is_written_through_a_link(subject, finished, tmp_path, name):
     if name == "tensorboard":
         (mine / "logs").mkdir(parents=True)
     else:
+        link.write_bytes(b"best" if name == "best.pt" else link.read_bytes())
         shutil.move(link, mine)
     link.symlink_to(mine)
     (finished / "notes.1.tmp").write_text("removed as unfinished, if anything is")
@@ -608,6 +609,25 @@ def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
         monkeypatch.setattr(subject.module, "training_step", lambda *_, error=error: raise_(error))
         assert "out of memory" in refusal(subject, subject.arguments(tmp_path / "run"))
         shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["training_step", "evaluate", "save_checkpoint"])
+def test_a_run_that_cannot_start_leaves_the_folder_to_the_earlier_one(
+    subject, finished, monkeypatch, what
+):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    monkeypatch.setattr(subject.module, what, lambda *_: raise_(MemoryError()))
+    assert "out of memory" in refusal(subject, subject.arguments(finished))
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_what_others_put_there_is_not_removed(finished, tmp_path):
+    out, kept = tmp_path / "new", finished
+    out.mkdir()
+    (out / "notes.txt").touch()
+    give_back(out, kept)
+    assert (out / "notes.txt").exists() and (kept / "summary.json").exists()
 
 
 def raise_(error):
