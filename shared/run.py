@@ -28,7 +28,7 @@ from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
-from shared.run_folder import open_folder
+from shared.run_folder import give_back, open_folder
 from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, encode_documents, token_lengths
 
@@ -53,7 +53,7 @@ class Run:
     """A model, the progress of its training, and the folder in which both are saved.
 
     As a context manager it records the training: the progress bar, metrics.jsonl, and requests to
-    stop. Ctrl-C, SIGTERM and a closed terminal only make a checkpoint due, since training cannot
+    stop. Ctrl-C and the signals of `ended_by` only make a checkpoint due, since training cannot
     resume from half a step; once it is written, the process ends.
     """
 
@@ -146,20 +146,30 @@ class Run:
         after the block, the progress is restored.
 
         UserError if there is no checkpoint, if it is from another run or damaged, or if restoring
-        fails in any way.
+        fails in any way. It may come from anybody, so all it claims is checked before it is used:
+        neither packed parts nor views that repeat a number may take more memory than the file.
         """
-        path = self.checkpoint
+        path, other = self.checkpoint, ""
+        if "context_length" not in self.identity:
+            other = ", or of another --context-length"
         if not path.exists():
             raise UserError(f"{path} is not there: train first, or name the run with --out")
         try:
             with warnings.catch_warnings():  # we report unusable files ourselves
                 warnings.simplefilter("ignore")
                 with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
+                    size = path.stat().st_size
+                    if sum(part.file_size for part in archive.infolist()) > size:
+                        raise UserError(f"{path} is packed, which no checkpoint of ours is")
                     if damaged := archive.testzip():
                         raise UserError(f"{path} is damaged (in {damaged})")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
             self._check_identity(saved["run"])
             progress = checked_progress(saved["progress"])
+            if wrong := unlike(saved["model"], self.model.state_dict()):
+                raise UserError(f"{path} is not a whole checkpoint{other}: {wrong}")
+            if any(not x.nbytes <= x.untyped_storage().nbytes() <= size for x in tensors(saved)):
+                raise ValueError("tensors are larger than the file")
             if not all_finite(saved):
                 raise ValueError("weights are not finite")
             yield saved
@@ -167,14 +177,17 @@ class Run:
         except UserError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            other = "" if "context_length" in self.identity else ", or of another --context-length"
             kind = type(error).__name__
             raise UserError(f"{path} is not a whole checkpoint{other} ({kind})") from None
 
     def _check_identity(self, saved: dict) -> None:
         """UserError unless `saved` is the identity of this run."""
         for name, value in self.identity.items():
-            if name not in FREE_OPTIONS and value is not None and saved[name] != value:
+            if name in FREE_OPTIONS or value is None:
+                continue
+            if not isinstance(saved[name], int | float | str):  # lists may be too long to print
+                raise TypeError(name)
+            if saved[name] != value:
                 theirs, ours = f"{name.replace('_', '-')} {saved[name]}", value
                 if name == "corpus":
                     theirs, ours = "another text", f"what {self.config.data} holds now"
@@ -208,10 +221,12 @@ class Run:
         self.until_exit.close()
         if kind and self.metrics_file:  # else `finish` still needs its lock
             self.metrics_file.close()
+            if self.earlier and self.step == 0 and issubclass(kind, Exception):
+                give_back(self.out, self.earlier)
 
     def _open_files(self) -> None:
         """Write the files with which a run begins."""
-        self.metrics_file = open_folder(self.out, self.config.resume)
+        self.metrics_file, self.earlier = open_folder(self.out, self.config.resume)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         self.tokenizer.save(self.out / "tokenizer.json")
         self.metrics_file.truncate(0)
@@ -234,7 +249,7 @@ class Run:
         )
 
     def _remember(self, number: int, _: object) -> None:
-        # A second Ctrl-C or SIGTERM stops at once. SIGHUP may come twice: the shell sends it, too.
+        # A second Ctrl-C or SIGTERM stops at once. Others come often: the shell sends SIGHUP, too.
         if self.signal and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt(number)
         self.signal = number
@@ -539,14 +554,35 @@ def checked_progress(progress: dict) -> dict:
     whole = type(progress["step"]) is int and progress["step"] >= 0
     whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
     whole &= all(type(row.get("step")) is int for row in progress["rows"])
+    whole &= all(type(x) in (int, float, str) for row in progress["rows"] for x in row.values())
     if not whole:
         raise ValueError("not the progress of a run")
     return {name: progress[name] for name in ("step", "seconds", "losses", "rows")}
 
 
+def unlike(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> str:
+    """How `theirs` differ from weights with `ours` names, shapes and types, or ""."""
+    if theirs.keys() != ours.keys():
+        return "its weights have other names"
+    for name, mine in ours.items():
+        found, wanted = (f"{x.dtype} {tuple(x.shape)}" for x in (theirs[name], mine))
+        if found != wanted:
+            return f"{name} is {found}, not {wanted}"
+    return ""
+
+
+def tensors(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
+    """The tensors in nested dicts and lists, each once: lists within lists may repeat endlessly."""
+    parts, seen = [state], set()
+    while parts:
+        part = parts.pop()
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
+            seen.add(id(part))
+            parts += part.values() if isinstance(part, dict) else part
+
+
 def all_finite(state: Any) -> bool:  # noqa: ANN401
     """Whether all numbers in all tensors of nested dicts and lists are finite."""
-    if isinstance(state, torch.Tensor):
-        return bool(state.isfinite().all())
-    parts = state.values() if isinstance(state, dict) else state
-    return not isinstance(state, dict | list) or all(map(all_finite, parts))
+    return all(bool(tensor.isfinite().all()) for tensor in tensors(state))

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -16,12 +17,22 @@ RUN_FILES |= {"samples.txt", "loss.png", "best.pt", "tensorboard"}
 def check_folder(out: Path) -> None:
     """UserError if no files can be written to `out`, or if another run is writing to it."""
     need_writable(out, f"--out {out}")
+    refuse_links(out)
     if (out / "metrics.jsonl").exists():
         lock_metrics(out).close()
 
 
+def refuse_links(out: Path) -> None:
+    """UserError if a run file in `out`, which may come from elsewhere, is a link: writing to it
+    would change a file in another place."""
+    for path in (out / name for name in sorted(RUN_FILES)):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link: remove it, or choose another --out")
+
+
 def lock_metrics(out: Path) -> IO[str]:
     """The metrics.jsonl in `out`, locked and open for appending: one run at a time may write it."""
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "metrics.jsonl"
     file = open(path, "a", encoding="utf-8")
@@ -36,14 +47,15 @@ def lock_metrics(out: Path) -> IO[str]:
     return file
 
 
-def open_folder(out: Path, resume: bool) -> IO[str]:
+def open_folder(out: Path, resume: bool) -> tuple[IO[str], Path | None]:
     """The locked metrics.jsonl of a run that begins or is to `resume`. One that begins finds its
-    folder empty: an earlier run's is renamed, since no mistake may cost hours of training."""
+    folder empty: an earlier run's is renamed, since no mistake may cost hours of training, and its
+    new name returned."""
     begun = (out / "metrics.jsonl").exists()
     file = lock_metrics(out)
     remove_unfinished(out)
     if resume or not _holds_files(out, begun):
-        return file
+        return file, None
     file.close()  # Windows does not rename a folder with an open file
     if not begun:
         (out / "metrics.jsonl").unlink()  # ours
@@ -55,7 +67,15 @@ def open_folder(out: Path, resume: bool) -> IO[str]:
     kept = next(path for path in names if not path.exists())
     out.rename(kept)
     print_text(f"what was in {out} is now in {kept}")
-    return lock_metrics(out)
+    return lock_metrics(out), kept
+
+
+def give_back(out: Path, kept: Path) -> None:
+    """Undo what `open_folder` did for a run that then could not make a step."""
+    if {path.name for path in out.glob("*")} <= RUN_FILES:
+        shutil.rmtree(out, ignore_errors=True)
+        kept.rename(out)
+        print_text(f"what was in {kept} is in {out} again")
 
 
 def _holds_files(out: Path, begun: bool) -> bool:

@@ -56,11 +56,11 @@ def print_text(text: str, end: str = "\n") -> None:
 
 
 def ended_by() -> list[int]:
-    """The signals besides Ctrl-C's that end a run: SIGTERM, and SIGHUP (a closed terminal) unless
-    `nohup` blocks it."""
-    closed = getattr(signal, "SIGHUP", None)  # Windows has none
-    keeps_off = closed is None or signal.getsignal(closed) == signal.SIG_IGN
-    return [signal.SIGTERM] if keeps_off else [signal.SIGTERM, closed]
+    """The signals besides Ctrl-C's that end a run: SIGTERM, and unless our parent blocked them, as
+    `nohup` does, SIGHUP (a closed terminal) and what clusters send before a time limit."""
+    names = "SIGHUP", "SIGUSR1", "SIGXCPU"  # Windows has none of them
+    others = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [signal.SIGTERM, *(n for n in others if signal.getsignal(n) != signal.SIG_IGN)]
 
 
 @contextmanager

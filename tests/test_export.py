@@ -1,9 +1,13 @@
 """Exported models in transformers' hands, and back: the same tokens, logits and text."""
 
+import errno
 import importlib.util
+import itertools
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -144,6 +148,66 @@ def complaint(main, arguments, capsys) -> str:
     return line
 
 
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
+
+
+def killed(arguments, n: int) -> bool:
+    """Whether an export with these arguments was killed: at the nth change of a file."""
+    child = os.fork()
+    if child == 0:
+        left = itertools.count(n, -1)
+
+        def deadly(function):
+            def wrapped(*rest, **options):
+                if next(left) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*rest, **options)
+
+            return wrapped
+
+        for name in ("fsync", "replace", "unlink", "rmdir"):
+            setattr(os, name, deadly(getattr(os, name)))
+        export.main(list(map(str, arguments)))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
+def test_an_export_killed_at_its_writes_mixes_no_two_models(folders, tmp_path, corpus_file, capsys):
+    """It leaves the earlier model, the new one, or a folder that nothing begins from."""
+    other, earlier, out = tmp_path / "other", tmp_path / "earlier" / "model", tmp_path / "model"
+    v4.main(small_arguments(v4, data=corpus_file, out=other, **SIZES | {"vocab_size": 280}))
+    export.main([str(other), str(earlier)])
+    old, new, ends = contents(earlier), contents(folders[1]), []
+    assert old["tokenizer.json"] != new["tokenizer.json"] and old["README.md"] != new["README.md"]
+    for n in itertools.count(1):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(earlier, out)
+        if not killed([folders[0], out], n):
+            break
+        now = contents(out)
+        ends.append("old" if now == old else "new" if now == new else "refused")
+        if ends[-1] == "refused":
+            arguments = ["--init-from", out, "--data", corpus_file, "--out", tmp_path / "run"]
+            assert "config.json is not there" in complaint(v4.main, arguments, capsys)
+            export.main([str(folders[0]), str(out)])
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == new
+    assert set(ends) == {"old", "refused", "new"} and ends == sorted(ends, key=ends.index)
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(folders, tmp_path, capsys, monkeypatch):
+    out = shutil.copytree(folders[1], tmp_path / "model")
+    (out / "config.json").write_text("the earlier one")
+    before = contents(out)
+    full = OSError(errno.ENOSPC, "No space left on device", "file")
+    monkeypatch.setattr(export, "save_hugging_face", lambda *_, **__: (_ for _ in ()).throw(full))
+    assert "No space left" in complaint(export.main, [folders[0], out], capsys)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeypatch):
     assert "no finished run" in complaint(export.main, [tmp_path, tmp_path / "out"], capsys)
     assert "is not an earlier export" in complaint(export.main, [folders[0], folders[0]], capsys)
@@ -152,6 +216,13 @@ def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeyp
     notes.mkdir()
     (notes / "README.md").write_text("mine")
     assert "is not an earlier export" in complaint(export.main, [folders[0], notes], capsys)
+    mixed = shutil.copytree(folders[1], tmp_path / "mixed")
+    (mixed / "notes.txt").write_text("mine")
+    assert "other files, such as notes.txt" in complaint(export.main, [folders[0], mixed], capsys)
+    assert contents(mixed) == contents(folders[1]) | {"notes.txt": b"mine"}
+    (mixed / "notes.txt").rename(mixed / ".notes")
+    export.main([str(folders[0]), str(mixed)])
+    assert (mixed / ".notes").read_text() == "mine"
     summary = json.loads((folders[0] / "summary.json").read_text())
     for change, said in (({"steps": 3}, "trained on"), ({"seconds": "long"}, "json is damaged")):
         run = shutil.copytree(folders[0], tmp_path / said)
@@ -193,6 +264,31 @@ def spoil_a_weight(folder):
     safetensors.torch.save_file(weights, folder / "model.safetensors")
 
 
+def weights_of_type(dtype):
+    def change(folder):
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
+        safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+    return change
+
+
+def enlarge_weights(folder):
+    weights = {name: torch.zeros(9, 9) for name in load_names(folder)}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def claim_more(folder):
+    """A header of numbers that the file does not hold."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"[300,16]", b"[999,16]"))
+
+
+def load_names(folder):
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        return list(file.keys())
+
+
 def rename_end_of_text(folder):
     path = folder / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("endoftext", "end"), encoding="utf-8")
@@ -215,6 +311,11 @@ def rename_end_of_text(folder):
         (cut_weights, (), "model.safetensors is damaged"),
         (rename_a_weight, (), "other weights"),
         (spoil_a_weight, (), "norm.weight holds numbers that are not finite"),
+        (weights_of_type(torch.int32), (), "model.norm.weight is I32, not one of F32, BF16,"),
+        (weights_of_type(torch.float8_e4m3fn), (), "model.norm.weight is F8_E4M3, not one of"),
+        (weights_of_type(torch.complex64), (), "model.norm.weight is C64, not one of"),
+        (enlarge_weights, (), "embed_tokens.weight is (9, 9), not (300, 16)"),
+        (claim_more, (), "model.safetensors is damaged"),
         (rename_end_of_text, (), "has no <|endoftext|>"),
         (
             lambda folder: (folder / "config.json").write_text("{}"),
@@ -233,6 +334,38 @@ def test_folders_that_v4_cannot_begin_from(
     arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run", *options]
     assert said in complaint(v4.main, arguments, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_are_not_read(folders, corpus_file, tmp_path, capsys, monkeypatch):
+    folder, opened = shutil.copytree(folders[1], tmp_path / "model"), safetensors.safe_open
+    enlarge_weights(folder)
+
+    class Opened:
+        def __init__(self, *arguments):
+            self.file = opened(*arguments)
+
+        def __enter__(self):
+            self.keys, self.get_slice = self.file.keys, self.file.get_slice
+            return self  # which reads no tensor
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(safetensors, "safe_open", Opened)
+    arguments = ["--init-from", folder, "--data", corpus_file, "--out", tmp_path / "run"]
+    assert "is (9, 9), not" in complaint(v4.main, arguments, capsys)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_precision_are_taken(folders, dtype, tmp_path):
+    folder, model = (
+        shutil.copytree(folders[1], tmp_path / "model"),
+        open_run("v4_modern", folders[0]),
+    )
+    weights_of_type(dtype)(folder)
+    model_files.load_weights(model[1].model, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(model[1].model.norm.weight, weights.float())
 
 
 def test_the_model_to_begin_from_is_not_overwritten(folders, corpus_file, capsys):

@@ -29,8 +29,8 @@ from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
 from shared.command_line import load_config
 from shared.files import UserError, read_json
-from shared.run import Run
-from shared.run_folder import lock_metrics
+from shared.run import Run, tensors
+from shared.run_folder import RUN_FILES, give_back, lock_metrics, open_folder
 from shared.terminal import progress
 from shared.tokens import open_token_file
 
@@ -173,7 +173,8 @@ def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
     assert lost(trials) == []
 
 
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # Windows has only the first
+STOPS = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
 
 
 @contextmanager
@@ -389,6 +390,27 @@ def test_two_runs_into_one_folder(subject, finished):
     assert call(subject, resume)[0] == 0
 
 
+@pytest.mark.parametrize("name", sorted(RUN_FILES))
+def test_nothing_is_written_through_a_link(subject, finished, tmp_path, name):
+    """In a folder from elsewhere, names of a run's files may stand for other files or folders."""
+    mine, link = tmp_path / "mine", finished / name
+    if name == "tensorboard":
+        (mine / "logs").mkdir(parents=True)
+    else:
+        link.write_bytes(b"best" if name == "best.pt" else link.read_bytes())
+        shutil.move(link, mine)
+    link.symlink_to(mine)
+    (finished / "notes.1.tmp").write_text("removed as unfinished, if anything is")
+    before, content = sorted(finished.iterdir()), mine.is_file() and mine.read_bytes()
+    resume = ["--resume", "--out", finished, "--steps", "13"]
+    for arguments in (resume, subject.arguments(finished)):
+        assert f"{link} is a link" in refusal(subject, arguments)
+    with pytest.raises(UserError, match="is a link"):
+        open_folder(finished, resume=True)  # one that was made in the meantime
+    assert sorted(finished.iterdir()) == before and link.is_symlink()
+    assert mine.read_bytes() == content if content else (mine / "logs").is_dir()
+
+
 @needs_fork
 def test_the_lock_of_a_killed_run_is_none(tmp_path):
     ready, write = os.pipe()
@@ -465,6 +487,93 @@ def test_a_checkpoint_that_would_run_does_not(subject, finished, tmp_path):
     assert (tmp_path / "burst").exists()  # it would have
 
 
+class Claim:
+    """What a file calls a tensor of 4 million numbers, in no more bytes than that takes to say."""
+
+    def __reduce__(self):
+        return torch.FloatTensor, (1 << 22,)
+
+
+def repeated(times: int) -> list:
+    """Lists within lists, which take 2 ** `times` steps to walk through or to print."""
+    nested = []
+    for _ in range(times):
+        nested = [nested, nested]
+    return nested
+
+
+def first_of(values: dict) -> str:
+    return next(iter(values))
+
+
+def change_weight(saved, change):
+    saved["model"][first_of(saved["model"])] = change(saved["model"][first_of(saved["model"])])
+
+
+def expand_state(saved):
+    state = saved["optimizers"][0]["state"]
+    values = state[first_of(state)]
+    name = next(name for name in values if getattr(values[name], "ndim", 0))
+    values[name] = torch.zeros(1).expand(values[name].shape)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda saved: change_weight(saved, lambda x: torch.zeros(1).expand(4000, 4000)), "(4000"),
+        (
+            lambda saved: change_weight(saved, lambda x: torch.zeros(1).expand(x.shape)),
+            "(ValueError)",
+        ),
+        (
+            lambda saved: change_weight(saved, lambda x: x.to(torch.float8_e4m3fn)),
+            "is torch.float8",
+        ),
+        (lambda saved: change_weight(saved, lambda x: x.to(torch.complex64)), "is torch.complex64"),
+        (lambda saved: change_weight(saved, lambda x: x.int()), "is torch.int32"),
+        (
+            lambda saved: saved["model"].update(more=torch.zeros(1).expand(4000, 4000)),
+            "other names",
+        ),
+        (expand_state, "(ValueError)"),
+        (lambda saved: saved["optimizers"].append(Claim()), "(ValueError)"),
+        (lambda saved: saved["run"].update(batch_size=repeated(20)), "(TypeError)"),
+        (lambda saved: saved["progress"]["rows"][0].update(more=repeated(20)), "(ValueError)"),
+    ],
+)
+def test_what_a_checkpoint_claims_is_checked_first(subject, finished, monkeypatch, change, said):
+    saved = torch.load(finished / "checkpoint.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, finished / "checkpoint.pt")
+    isfinite, size = torch.Tensor.isfinite, (finished / "checkpoint.pt").stat().st_size
+
+    def counted(tensor):
+        assert tensor.nbytes <= size
+        return isfinite(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", counted)
+    for option in ("--sample", "--resume"):
+        line = refusal(subject, [option, "--out", finished])
+        assert f"{finished}/checkpoint.pt is not a whole checkpoint" in line and said in line
+
+
+def test_a_checkpoint_is_not_unpacked(subject, finished, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(finished / "checkpoint.pt") as true:
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+            for name in true.namelist():
+                made.writestr(name, true.read(name) + bytes(1 << 20) * name.endswith("data.pkl"))
+    (finished / "checkpoint.pt").write_bytes(packed.getvalue())
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: raise_(AssertionError))
+    for option in ("--sample", "--resume"):
+        assert "checkpoint.pt is packed" in refusal(subject, [option, "--out", finished])
+
+
+def test_tensors_in_endless_lists_are_found():
+    tensor = torch.zeros(2)
+    assert [*tensors({"a": repeated(60), "b": [tensor, (tensor,)], "c": {"d"}})] == [tensor, tensor]
+
+
 def test_damaged_metrics_cost_nothing(subject, finished):
     for content in (b"\xff{\n[1]", None):
         (finished / "metrics.jsonl").unlink()
@@ -500,6 +609,25 @@ def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
         monkeypatch.setattr(subject.module, "training_step", lambda *_, error=error: raise_(error))
         assert "out of memory" in refusal(subject, subject.arguments(tmp_path / "run"))
         shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["training_step", "evaluate", "save_checkpoint"])
+def test_a_run_that_cannot_start_leaves_the_folder_to_the_earlier_one(
+    subject, finished, monkeypatch, what
+):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    monkeypatch.setattr(subject.module, what, lambda *_: raise_(MemoryError()))
+    assert "out of memory" in refusal(subject, subject.arguments(finished))
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_what_others_put_there_is_not_removed(finished, tmp_path):
+    out, kept = tmp_path / "new", finished
+    out.mkdir()
+    (out / "notes.txt").touch()
+    give_back(out, kept)
+    assert (out / "notes.txt").exists() and (kept / "summary.json").exists()
 
 
 def raise_(error):

@@ -7,9 +7,11 @@ and files that transformers expects (model_files.py and tokenizer_files.py besid
 back, `python v4_modern/train.py --init-from my_model` starts from such a folder.
 """
 
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Annotated
 
 import tyro
@@ -19,7 +21,14 @@ from train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoin
 
 from shared import command_line
 from shared.corpora import END_OF_TEXT
-from shared.files import UserError, read_json, write_json, write_text
+from shared.files import (
+    UserError,
+    need_package,
+    need_writable,
+    read_json,
+    write_json,
+    write_text,
+)
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import save_hugging_face
@@ -35,6 +44,9 @@ class Options:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 
 
+# In the order in which they appear: without the last, nothing reads the folder.
+FILES = ("generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES += ("README.md", "config.json")
 MODEL_CARD = """\
 ---
 library_name: transformers
@@ -71,11 +83,19 @@ Every text starts with `{end}`, which the tokenizer adds, and ends with it.
 
 
 def export(folder: Path, out: Path) -> None:
-    """Write the run in `folder` to `out`; UserError if it is not finished or not v4's."""
+    """Write the run in `folder` to `out`; UserError if it is not finished or not v4's.
+
+    All files are written before the first replaces one of an earlier export.
+    """
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} holds no finished run: train v4, or finish with --resume")
-    if out.is_dir() and any(out.iterdir()) and not (out / "generation_config.json").exists():
+    names = {path.name for path in out.glob("[!.]*")}
+    if names and "generation_config.json" not in names:
         raise UserError(f"{out} is not an earlier export: name a new or empty folder")
+    if others := names.difference(FILES):
+        raise UserError(f"{out} holds other files, such as {min(others)}: name another folder")
+    need_writable(out, str(out))
+    need_package("safetensors", "exporting")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     run = Run(VERSION, config, tokenizer, LanguageModel(config))
@@ -92,21 +112,31 @@ def export(folder: Path, out: Path) -> None:
     sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
     if config.temperature:
         sampling |= {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
-    save_weights(run.model.state_dict(), out / "model.safetensors")
-    write_json(out / "config.json", qwen3_config(config) | ends)
-    write_json(out / "generation_config.json", ends | sampling)
-    save_hugging_face(tokenizer, out / "tokenizer.json", begin=END_OF_TEXT)
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": config.context_length,
-        },
-    )
-    write_text(out / "README.md", card)
+    out.mkdir(parents=True, exist_ok=True)
+    for unfinished in out.glob(".unfinished-*"):  # of a killed process
+        shutil.rmtree(unfinished)
+    new = Path(mkdtemp(prefix=".unfinished-", dir=out))
+    try:
+        save_weights(run.model.state_dict(), new / "model.safetensors")
+        write_json(new / "config.json", qwen3_config(config) | ends)
+        write_json(new / "generation_config.json", ends | sampling)
+        save_hugging_face(tokenizer, new / "tokenizer.json", begin=END_OF_TEXT)
+        write_json(
+            new / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": END_OF_TEXT,
+                "eos_token": END_OF_TEXT,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": config.context_length,
+            },
+        )
+        write_text(new / "README.md", card)
+        (out / "config.json").unlink(missing_ok=True)
+        for name in FILES:
+            (new / name).replace(out / name)
+    finally:
+        shutil.rmtree(new)
 
 
 def main(arguments: list[str] | None = None) -> None:

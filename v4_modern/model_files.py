@@ -32,6 +32,7 @@ FIXED = {  # what cannot differ in v4
     "tie_word_embeddings": False,
     "use_sliding_window": False,
 }
+FLOATS = ("F32", "BF16", "F16", "F64")  # types of weights that v4 can begin with
 NAMES = {  # module of v4 -> its name in Qwen3
     "embedding": "model.embed_tokens",
     "blocks": "model.layers",
@@ -87,7 +88,6 @@ def qwen3_name(name: str) -> str:
 
 def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Write `weights`, given with v4's names, to a safetensors file with Qwen3's names."""
-    need_package("safetensors", "exporting")
     import safetensors.torch
 
     renamed = {qwen3_name(name): tensor.contiguous() for name, tensor in weights.items()}
@@ -101,20 +101,26 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     import safetensors
 
     path = Path(folder) / "model.safetensors"
+    ours = {qwen3_name(name): tensor.shape for name, tensor in model.state_dict().items()}
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            theirs = {name: file.get_tensor(name) for name in file.keys()}
+        with safetensors.safe_open(path, "pt") as file:  # it compares the header with the size
+            if set(file.keys()) != set(ours):
+                raise UserError(f"{path} has other weights than v4")
+            for name, shape in ours.items():
+                found = file.get_slice(name)
+                if found.get_dtype() not in FLOATS:
+                    raise UserError(
+                        f"{path}: {name} is {found.get_dtype()}, not one of {', '.join(FLOATS)}"
+                    )
+                if tuple(found.get_shape()) != shape:
+                    sizes = f"{tuple(found.get_shape())}, not {tuple(shape)}"
+                    raise UserError(f"{path}: {name} is {sizes}")
+            theirs = {name: file.get_tensor(name) for name in ours}
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged ({error})") from None
-    ours = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if set(theirs) != set(map(qwen3_name, ours)):
-        raise UserError(f"{path} has other weights than v4")
-    for name, shape in ours.items():
-        if theirs[qwen3_name(name)].shape != shape:
-            found = tuple(theirs[qwen3_name(name)].shape)
-            raise UserError(f"{path}: {qwen3_name(name)} is {found}, not {tuple(shape)}")
-        if not theirs[qwen3_name(name)].isfinite().all():
-            raise UserError(f"{path}: {qwen3_name(name)} holds numbers that are not finite")
-    model.load_state_dict({name: theirs[qwen3_name(name)] for name in ours})
+    for name, tensor in theirs.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite")
+    model.load_state_dict({name: theirs[qwen3_name(name)] for name in model.state_dict()})

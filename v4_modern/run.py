@@ -47,11 +47,10 @@ class Run(run.Run):
     def __enter__(self) -> "Run":
         if parallel.processes() > 1:
             self.place += f", {parallel.processes()} processes"
-        super().__enter__()
         self.replica = parallel.replica(self.model)
         self.share_of_peak = share_of_peak(self.model, self.config, self.device)
         self.clock: list[float] = []  # seconds, to measure whether compiling pays off
-        return self
+        return super().__enter__()
 
     # -- several processes --
 
