@@ -13,7 +13,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, load_version, small_arguments
+from conftest import ROOT, load_version, small_arguments, small_config
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -206,6 +206,21 @@ def test_an_export_that_fails_leaves_the_earlier_one(folders, tmp_path, capsys, 
     monkeypatch.setattr(export, "save_hugging_face", lambda *_, **__: (_ for _ in ()).throw(full))
     assert "No space left" in complaint(export.main, [folders[0], out], capsys)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_best_weights_are_exported(corpus_file, tmp_path, capsys, monkeypatch):
+    """Of a text that is read too often: each evaluation is worse than the one before."""
+    evaluate, factors = v4.evaluate, itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(v4, "evaluate", lambda *a: (evaluate(*a)[0] * next(factors), 1000))
+        v4.train(small_config(v4, data=str(corpus_file), out=str(tmp_path / "run")))
+    export.main([str(tmp_path / "run"), str(tmp_path / "last")])
+    export.main([str(tmp_path / "run"), str(tmp_path / "best"), "--best"])
+    for name, file in (("last", "checkpoint.pt"), ("best", "best.pt")):
+        weights = torch.load(tmp_path / "run" / file, weights_only=True)["model"]
+        exported = safetensors.torch.load_file(tmp_path / name / "model.safetensors")
+        assert torch.equal(exported["lm_head.weight"], weights["head.weight"])
+    assert "| weights | after 0 steps" in (tmp_path / "best" / "README.md").read_text()
 
 
 def test_what_cannot_be_exported(folders, corpus_file, tmp_path, capsys, monkeypatch):

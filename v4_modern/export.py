@@ -29,6 +29,7 @@ from shared.files import (
     write_json,
     write_text,
 )
+from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import save_hugging_face
@@ -42,6 +43,7 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     # the folder to write, new or an earlier export
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    best: bool = False  # with the weights of the best evaluation, not the last
 
 
 # In the order in which they appear: without the last, nothing reads the folder.
@@ -72,7 +74,7 @@ A language model with {parameters:,} parameters and Qwen3's architecture, traine
 | perplexity per token | {perplexity:.2f} |
 | validation text | {corpus[val_bytes]:,} bytes, {scored_bytes:,} scored |
 | training text | {corpus[train_bytes]:,} bytes, corpus sha256 {corpus[sha256]} |
-| seen in training | {train_tokens:,} tokens, {train_bytes:,} bytes, in {steps:,} steps |
+| weights | after {steps:,} steps, in a run of {train_tokens:,} tokens, {train_bytes:,} bytes |
 | vocabulary | {vocab_size:,} tokens, byte-level BPE |
 | context | {context_length:,} tokens |
 | trained in | {seconds:,.0f} s on {device} in {dtype}, seed {seed} |
@@ -82,8 +84,9 @@ Every text starts with `{end}`, which the tokenizer adds, and ends with it.
 """
 
 
-def export(folder: Path, out: Path) -> None:
-    """Write the run in `folder` to `out`; UserError if it is not finished or not v4's.
+def export(folder: Path, out: Path, best: bool = False) -> None:
+    """Write the run in `folder` to `out`, with the weights of its `best` evaluation or the last;
+    UserError if it is not finished or not v4's.
 
     All files are written before the first replaces one of an earlier export.
     """
@@ -96,12 +99,14 @@ def export(folder: Path, out: Path) -> None:
         raise UserError(f"{out} holds other files, such as {min(others)}: name another folder")
     need_writable(out, str(out))
     need_package("safetensors", "exporting")
-    config = replace(command_line.load_config(Config, str(folder)), device="cpu")
+    config = replace(command_line.load_config(Config, str(folder)), device="cpu", best=best)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     run = Run(VERSION, config, tokenizer, LanguageModel(config))
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
-    if summary.get("steps") != run.step:
+    if run.checkpoint == run.best:  # then the last was not the best
+        summary |= best_row(run.rows) | {"steps": run.step}
+    elif summary.get("steps") != run.step:
         raise UserError(f"{folder} was trained further after its end: finish it with --resume")
     try:
         card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
@@ -143,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Export as `arguments` (None: the process's own) say."""
     with command_line.clear_errors():
         options = command_line.parse_options(Options, arguments)
-        export(options.run, options.out)
+        export(options.run, options.out, options.best)
         print_text(f"{options.run} is now a Hugging Face folder: {options.out}")
 
 
