@@ -28,6 +28,7 @@ from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
+from shared.model_table import check_memory
 from shared.run_folder import give_back, open_folder
 from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
 from shared.tokens import Tokenizer, decode_pieces, encode_documents, token_lengths
@@ -78,6 +79,8 @@ class Run:
         model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for matmuls not in bfloat16
+        if corpus:
+            check_memory(model, optimizers, config, self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.tokens_a_step = config.batch_size * config.context_length
         self.tokens_a_step *= getattr(config, "accumulation_steps", 1)
