@@ -99,19 +99,28 @@ def parse_options(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_in_one_line(complaint.getvalue())} (see --help)") from None
+        names = [field.name for field in dataclasses.fields(config_class)]
+        raise UserError(f"{_in_one_line(complaint.getvalue(), names)} (see --help)") from None
 
 
-def _in_one_line(box: str) -> str:
+def _in_one_line(box: str, names: list[str]) -> str:
     """What tyro's box says below its title, up to the next rule; frames differ by terminal. Of the
-    rest, keep only the options similar to an unknown one."""
+    rest, keep only the options similar to an unknown one, or those of `names` that it abbreviates.
+    """
     lines = [line.strip("│| ") for line in box.splitlines()[1:]]
     rule = "─-╭╮╰╯+ "
     text = "\n".join(line if line.strip(rule) else "" for line in lines).strip()
     complaint, _, rest = text.partition("\n\n")
     similar = re.findall(r"^--(?!help)\S+", rest, re.MULTILINE)
-    if similar and complaint.startswith("Unrecognized"):
-        complaint += f": perhaps {' or '.join(similar)}"
+    if complaint.startswith("Unrecognized") and (unknown := re.search(r"--([\w-]+)", complaint)):
+        short = {"--" + n.replace("_", "-"): "".join(w[0] for w in n.split("_")) for n in names}
+        similar += [option for option in short if short[option] == unknown[1]]
+        if unknown[0] in short:
+            complaint += f": {unknown[0]} follows from the text"
+        elif similar:
+            complaint += f": perhaps {' or '.join(similar)}"
+    elif missing := re.match(r"Missing value for argument '(--\S+)'", complaint):
+        complaint += f" If it begins with -, write {missing[1]}=-..."
     return complaint.replace("\n", " ") or "wrong arguments"
 
 
@@ -212,7 +221,8 @@ def line_and_status(error: BaseException) -> tuple[str, int]:
         return "stopped", 128 + (error.args[0] if error.args else signal.SIGINT)
     if isinstance(error, OSError):
         path = error.filename or "a file"
-        in_cache = Path(str(path)).is_relative_to(cache_folder())
+        path, cache = Path(str(path)), cache_folder()
+        in_cache = path.is_relative_to(cache) or path.is_absolute() and cache.is_relative_to(path)
         hint = " ($LADDER_CACHE can name another folder)" if in_cache else ""
         status = 2 if errno.errorcode.get(error.errno) in THE_USERS.split() else 1
         return f"error: {error.strerror or error}: {path}{hint}", status
@@ -270,6 +280,8 @@ def load_tokenizer(tokenizer_class: type[T], path: str | Path) -> T:
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of `prompt`; UserError if the tokenizer cannot represent all of it."""
+    with contextlib.suppress(UnicodeError):  # in a locale without UTF-8, bytes became surrogates
+        prompt = prompt.encode("utf-8", "surrogateescape").decode("utf-8")
     ids = tokenizer.encode(prompt)
     if tokenizer.decode(ids) != prompt:
         lost = sorted({c for c in prompt if tokenizer.decode(tokenizer.encode(c)) != c})

@@ -11,6 +11,8 @@ from typing import Any
 
 from shared.files import ROOT
 
+PROCESSES, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # on Linux only
+
 
 def cores() -> int:
     """The number of cores that this process may use."""
@@ -31,6 +33,39 @@ def keep_freed_memory() -> None:
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def free_memory(device: Any) -> int | None:  # noqa: ANN401 - a torch.device
+    """The bytes that this process can still use on a `device`; None if the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        memory = (PROCESSES / "meminfo").read_text(encoding="utf-8")
+        groups = (PROCESSES / "self" / "cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    if device.type != "cpu":
+        return None
+    free = [1024 * sum(map(int, re.findall(r"^(?:MemAvailable|SwapFree): +(\d+)", memory, re.M)))]
+    for line in groups.splitlines():
+        _, kinds, path = line.split(":", 2)
+        root, files, part = CGROUPS, ("memory.max", "memory.current"), ""
+        if kinds:  # version 1 has a tree for each kind of limit
+            root, part = CGROUPS / "memory", "total_"
+            files = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        group = root / path.strip("/")
+        for folder in (group, *group.parents) if kinds in ("", "memory") else ():
+            try:
+                limit, used = (int((folder / name).read_text()) for name in files)
+                numbers = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+                caches = (int(numbers[f"{part}{of}active_file"]) for of in ("", "in"))
+                free.append(limit - used + sum(caches))  # caches of files give way
+            except (OSError, ValueError, LookupError):  # not there, or no limit
+                continue
+    return min(free)
 
 
 def cpu_name() -> str:

@@ -6,7 +6,8 @@ that have shapes but no data.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from shared.command_line import pick_dtype, processes
 from shared.files import UserError
+from shared.machine import free_memory
 from shared.terminal import print_text
 
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; all blocks are one part
@@ -98,6 +101,35 @@ def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
         ids = torch.zeros(shape, dtype=torch.long)
         model(ids, targets=ids)
     return sum(memory.nbytes() for memory in kept.values())
+
+
+def check_memory(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: Any,  # noqa: ANN401
+    device: torch.device,
+) -> None:
+    """UserError if the first step of training takes more memory than is free.
+
+    What lives only within the step is not counted: about as much again.
+    """
+    free, weights = free_memory(device), sum(parameter.nbytes for parameter in model.parameters())
+    windows = max(1, config.batch_size // processes())
+    if free is None or weights * windows * config.context_length < free:
+        return  # of each token, models keep fewer numbers than they have weights
+
+    def alike(twin: nn.Module, _: object) -> list[torch.optim.Optimizer]:
+        pairs = zip(model.parameters(), twin.parameters())
+        return deepcopy(optimizers, {id(ours): theirs for ours, theirs in pairs})
+
+    in_16_bits = pick_dtype(getattr(config, "dtype", "float32"), device) == "bfloat16"
+    with torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=in_16_bits):
+        size = measure(replace(config, batch_size=windows), type(model), alike)
+    if (needed := size.memory - size.weights) > free:
+        raise UserError(
+            f"a step needs at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
+            "lower --batch-size or --context-length, or choose a smaller model"
+        )
 
 
 def print_model(

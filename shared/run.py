@@ -28,8 +28,17 @@ from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
+from shared.model_table import check_memory
 from shared.run_folder import give_back, open_folder
-from shared.terminal import answered, discard, ended_by, print_text, progress, write_nowhere
+from shared.terminal import (
+    answered,
+    discard,
+    ended_by,
+    piped_text,
+    print_text,
+    progress,
+    write_nowhere,
+)
 from shared.tokens import Tokenizer, decode_pieces, encode_documents, token_lengths
 
 QUICK_BYTES = 50_000  # of validation text to score during training; at the end, all of it
@@ -78,6 +87,8 @@ class Run:
         model.to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for matmuls not in bfloat16
+        if corpus:
+            check_memory(model, optimizers, config, self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.tokens_a_step = config.batch_size * config.context_length
         self.tokens_a_step *= getattr(config, "accumulation_steps", 1)
@@ -247,6 +258,9 @@ class Run:
             f"{corpus.val_bytes:,} to validate{quick}, sha256 {corpus.sha256[:16]}\n"
             f"{config.steps:,} steps of {self.tokens_a_step:,} tokens, into {self.out}"
         )
+
+        if self.is_done():
+            print_text(f"this run is finished: with more --steps than {self.step} it goes on")
 
     def _remember(self, number: int, _: object) -> None:
         # A second Ctrl-C or SIGTERM stops at once. Others come often: the shell sends SIGHUP, too.
@@ -421,11 +435,14 @@ class Run:
         write_text(self.out / "samples.txt", "\n".join(samples))
 
     def answer(self, generate: Generate) -> None:
-        """Print a continuation of --prompt or, without one on a terminal, of each line typed.
+        """Print a continuation of --prompt or, without one, of each line typed on a terminal or of
+        all that is piped to us.
 
         Each answer has its own seed, so that the same line typed again gives another text.
         """
         if self.config.prompt or sys.stdin is None or not sys.stdin.isatty():
+            prompt = self.config.prompt or piped_text()
+            self.config = dataclasses.replace(self.config, prompt=prompt)
             self._print_pieces(generate)
             return
         print_text("Type the start of a text, then Enter (Enter alone: a new text); Ctrl-D quits.")
@@ -436,6 +453,8 @@ class Run:
             except EOFError:
                 print_text("")
                 return
+            except UnicodeDecodeError:
+                print_text("error: that is not text in the terminal's encoding")
             except UserError as error:
                 print_text(f"error: {error}")
 

@@ -65,7 +65,13 @@ def open_folder(out: Path, resume: bool) -> tuple[IO[str], Path | None]:
         raise UserError(f"{other}: choose another --out")
     names = (out.with_name(f"{out.name}-{n}") for n in itertools.count(1))
     kept = next(path for path in names if not path.exists())
-    out.rename(kept)
+    try:
+        out.rename(kept)
+    except OSError as error:  # a mount point, or in a folder that we may not change
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{out} holds a run and cannot be renamed ({reason}): choose another --out"
+        ) from None
     print_text(f"what was in {out} is now in {kept}")
     return lock_metrics(out), kept
 

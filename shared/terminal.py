@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shared.files import UserError
+
 SECONDS = 30  # between two lines of progress in a log
 
 
@@ -53,6 +55,20 @@ def print_text(text: str, end: str = "\n") -> None:
         raise
     except OSError:
         discard(1)
+
+
+def piped_text() -> str:
+    """The text that a pipe or a file has for our standard input, without its last newline."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or not the system's
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UserError("what standard input holds is not UTF-8 text") from None
 
 
 def ended_by() -> list[int]:

@@ -14,7 +14,7 @@ from conftest import VERSIONS, by_characters, load_version, small_arguments
 from tqdm import tqdm
 
 from shared import downloads
-from shared.command_line import clear_errors
+from shared.command_line import clear_errors, encode_prompt
 from shared.files import UserError
 from shared.run_folder import lock_metrics
 
@@ -50,6 +50,11 @@ def complaint(version, arguments, capsys) -> str:
         (["--top-p", "1.5"], "--top-p 1.5 must be more than 0, at most 1"),
         (["--no-such-option"], "--no-such-option"),
         (["--stesp", "3"], "Unrecognized options: --stesp, 3: perhaps --steps (see --help)"),
+        (["--lr", "3"], "Unrecognized options: --lr, 3: perhaps --learning-rate (see --help)"),
+        (
+            ["--prompt", "-x"],
+            "'--prompt'. Expected 1 values. If it begins with -, write --prompt=-",
+        ),
         (["--device", "tpu"], "--device tpu"),
         (["--data", "no-such-corpus"], "no file or folder of that name, nor one of pydocs"),
         (["--data", "/dev/null"], "neither a file nor a folder"),
@@ -236,6 +241,72 @@ def test_an_export_is_kept_also_if_it_cannot_be_renamed(tmp_path, corpus_file, m
             }
 
 
+def test_a_mount_point_is_not_renamed(version, capsys, run, corpus_file, monkeypatch):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    busy = OSError(errno.EBUSY, "Device or resource busy")
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(busy))
+    line = complaint(version, small_arguments(version, data=corpus_file, out=run), capsys)
+    assert "cannot be renamed (Device or resource busy): choose another --out" in line
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_size_that_follows_from_the_text(capsys, tmp_path):
+    for name in ("v0_bigram", "v1_char_transformer"):
+        line = complaint(load_version(name), ["--vocab-size", "9", "--out", tmp_path], capsys)
+        assert "--vocab-size, 9: --vocab-size follows from the text" in line
+
+
+def test_a_finished_run_says_how_it_goes_on(version, capsys, run):
+    version.main(["--resume", "--out", str(run)])
+    assert "this run is finished: with more --steps than 6 it goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a file"])
+@pytest.mark.parametrize(
+    "given, prompt", [(b"the cat", "the cat"), (b"the\ncat\n", "the\ncat"), (b"", "")]
+)
+def test_what_is_piped_is_the_prompt(
+    version, capsys, run, monkeypatch, tmp_path, kind, given, prompt
+):
+    version.main(["--sample", "--out", str(run), "--prompt", prompt])
+    expected = capsys.readouterr().out
+    with open_input(kind, given, tmp_path) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        version.main(["--sample", "--out", str(run)])
+    assert capsys.readouterr().out == expected and expected.startswith(prompt)
+
+
+def open_input(kind, given, folder):
+    if kind == "a file":
+        (folder / "prompt").write_bytes(given)
+        return open(folder / "prompt", encoding="ascii")
+    ours, theirs = os.pipe()
+    os.write(theirs, given)
+    os.close(theirs)
+    return open(ours, encoding="ascii")
+
+
+def test_a_prompt_that_is_not_text(version, capsys, run, monkeypatch, tmp_path):
+    with open_input("a pipe", b"caf\xe9", tmp_path) as file, monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", file)
+        line = complaint(version, ["--sample", "--out", run], capsys)
+    assert "standard input holds is not UTF-8" in line
+    assert "udce9" in complaint(version, ["--sample", "--out", run, "--prompt", "\udce9"], capsys)
+    typed = iter([UnicodeDecodeError("ascii", b"\xe9", 0, 1, "no"), EOFError()])
+    monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(next(typed)))
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
+    version.main(["--sample", "--out", str(run)])
+    assert "error: that is not text in the terminal" in capsys.readouterr().out
+
+
+def test_a_prompt_in_a_locale_without_it():
+    """Bytes beyond ASCII come as surrogates, and are the characters they are in UTF-8."""
+    v4 = load_version("v4_modern")
+    tokenizer = v4.Tokenizer.train(["some text"], 257)
+    as_given = "é漢".encode().decode("ascii", "surrogateescape")
+    assert encode_prompt(tokenizer, as_given) == list("é漢".encode())
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_is_not_kept(tmp_path, corpus_file):
     v0, out = load_version("v0_bigram"), tmp_path / "run"
     out.mkdir()
@@ -335,13 +406,13 @@ def test_home_is_found_also_where_the_shell_does_not_look(version, tmp_path, mon
 @pytest.mark.parametrize(
     "number, status", [("EROFS", 2), ("ENOSPC", 2), ("EACCES", 2), ("EIO", 1), ("EBADF", 1)]
 )
-@pytest.mark.parametrize("folder", ["cache", "elsewhere"])
+@pytest.mark.parametrize("folder", ["cache", "cache/tokens", "", "elsewhere"])
 def test_what_the_system_refuses(number, status, folder, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
-    path = str(tmp_path / folder / "train.txt")
+    path = str(tmp_path / folder / "train.txt" if folder else tmp_path)
     with pytest.raises(SystemExit) as stop, clear_errors():
         raise OSError(getattr(errno, number), "The system's words", path)
-    hint = " ($LADDER_CACHE can name another folder)" if folder == "cache" else ""
+    hint = " ($LADDER_CACHE can name another folder)" if folder != "elsewhere" else ""
     assert stop.value.code == status
     assert capsys.readouterr().err == f"error: The system's words: {path}{hint}\n"
 

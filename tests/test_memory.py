@@ -1,4 +1,4 @@
-"""Memory that is freed is kept, as the kernel's count of page faults shows."""
+"""Memory that is freed is kept, and what is not there is not asked for."""
 
 import ctypes
 import subprocess
@@ -6,6 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import load_version, random_model, small_config
+
+from shared import machine, model_table
+from shared.files import UserError
+from shared.machine import free_memory
+from shared.model_table import check_memory, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = """
@@ -34,3 +41,84 @@ def test_freed_memory_is_kept():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     by_default, kept = map(int, done.stdout.split())
     assert kept < by_default / 10
+
+
+MEMORY = "MemTotal: 9000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\nSwapFree:  5 kB\n"
+V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+V2 = "memory.max", "memory.current", ""
+
+
+@pytest.mark.parametrize(
+    "names, tree, line, groups, free",
+    [
+        (V2, "", "0::/a/b", {}, 4005 * 1024),
+        (V2, "", "0::/a/b", {"a/b": ("max", 70_000)}, 4005 * 1024),
+        (V2, "", "0::/a/b", {"a/b": (100_000, 70_000)}, 31_100),
+        (V2, "", "0::/a/b", {"a/b": ("max", 70_000), "a": (90_000, 80_000)}, 11_100),
+        (V2, "", "0::/", {"": (100_000, 70_000)}, 31_100),
+        (V1, "memory", "4:memory:/a", {"a": (2**63 - 4096, 70_000)}, 4005 * 1024),
+        (V1, "memory", "4:memory:/a", {"a": (100_000, 70_000)}, 31_100),
+        (V1, "memory", "4:memory:/elsewhere", {"": (100_000, 70_000)}, 31_100),
+        (V1, "memory", "4:cpu:/a", {"a": (100_000, 70_000)}, 4005 * 1024),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_its_groups_leave(
+    names, tree, line, groups, free, tmp_path, monkeypatch
+):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text(MEMORY)
+    (tmp_path / "self" / "cgroup").write_text(f"1:name=systemd:/\n{line}\n")
+    limit_file, used_file, part = names
+    for group, (limit, used) in groups.items():
+        folder = tmp_path / "groups" / tree / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit_file).write_text(f"{limit}\n")
+        (folder / used_file).write_text(f"{used}\n")
+        caches = f"{part}active_file 1000\n{part}inactive_file 100\n"
+        (folder / "memory.stat").write_text(f"anon 9\n{caches}")
+    monkeypatch.setattr(machine, "PROCESSES", tmp_path)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "groups")
+    assert free_memory(torch.device("cpu")) == free
+
+
+def test_where_the_system_does_not_say_nothing_is_refused(version, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PROCESSES", tmp_path)
+    assert free_memory(torch.device("cpu")) is free_memory(torch.device("mps")) is None
+    model, config = random_model(version, batch_size=10**6)
+    check_memory(model, (), config, torch.device("cpu"))
+
+
+def test_a_step_that_does_not_fit_is_refused(version, monkeypatch):
+    model, config = random_model(version, batch_size=1000)
+    optimizers = version.make_optimizers(model, config)
+    size = measure(config, version.LanguageModel, version.make_optimizers)
+    needed = size.gradients + size.optimizer_state + size.activations
+    before = torch.get_rng_state()
+    monkeypatch.setattr(model_table, "free_memory", lambda _: needed)
+    check_memory(model, optimizers, config, torch.device("cpu"))
+    monkeypatch.setattr(model_table, "free_memory", lambda _: needed - 1)
+    with pytest.raises(UserError, match="a step needs at least .* lower --batch-size"):
+        check_memory(model, optimizers, config, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(optimizer.state for optimizer in optimizers)
+
+
+def test_what_surely_fits_costs_no_measurement(version, monkeypatch):
+    monkeypatch.setattr(model_table, "free_memory", lambda _: 4 * 10**9)
+    monkeypatch.setattr(model_table, "measure", lambda *_: (_ for _ in ()).throw(AssertionError))
+    model, config = random_model(version)
+    check_memory(model, version.make_optimizers(model, config), config, torch.device("cpu"))
+
+
+def test_16_bits_take_less(monkeypatch):
+    v4, asked = load_version("v4_modern"), []
+    config = small_config(v4, batch_size=1000)
+    model = v4.LanguageModel(config)
+    true = measure
+    monkeypatch.setattr(model_table, "free_memory", lambda _: 10**5)
+    monkeypatch.setattr(model_table, "measure", lambda *a: asked.append(true(*a)) or asked[-1])
+    for dtype in ("float32", "bfloat16"):
+        config.dtype = dtype
+        with pytest.raises(UserError):
+            check_memory(model, v4.make_optimizers(model, config), config, torch.device("cpu"))
+    assert asked[1].activations < asked[0].activations
