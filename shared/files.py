@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file: choose another name to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on two machines, or in two containers, that may be the same.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(unfinished, "w+b") as file:
             yield file
@@ -53,7 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 def remove_unfinished(folder: Path) -> None:
     """Remove the files that killed processes left unfinished in `folder` (see `atomic_write`)."""
     for path in folder.glob("*.tmp"):
-        if re.search(r"\.\d+\.tmp$", path.name):
+        if re.search(r"\.[0-9a-f]{16}\.tmp$", path.name):
             path.unlink()
 
 
