@@ -22,6 +22,7 @@ from tqdm import tqdm
 from shared.corpora import END_OF_TEXT, cache_folder
 from shared.downloads import DOWNLOADS
 from shared.files import UserError, need_package, read_json
+from shared.reading import named
 from shared.run_folder import check_folder
 from shared.terminal import answered, ended_by, write_nowhere
 from shared.tokens import Tokenizer
@@ -62,10 +63,11 @@ def parse(
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     if config.data not in ("pydocs", *DOWNLOADS):
-        path = whole_path(config.data)
-        if not config.sample and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
+        real, texts = Path(whole_path(out)), [] if config.sample else named(config.data)
+        if any(real.is_relative_to(path.resolve()) for path in texts):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
-        config = replace(config, data=path)
+        # A link's own name, not its file's, says of which format that is.
+        config = replace(config, data=str(Path(os.path.expanduser(config.data)).absolute()))
     config = replace(config, out=out)
     if config.tensorboard and not config.sample:
         need_package("tensorboard", "--tensorboard")

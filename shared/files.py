@@ -19,6 +19,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+PIECE_BYTES = 1 << 20  # how much of a file is held in memory at a time
 LONGEST_TOKEN = 1 << 24  # bytes, in a tokenizer file
 
 
@@ -106,6 +107,15 @@ def need_writable(folder: Path, what: str) -> None:
 def json_sha256(value: Any) -> str:  # noqa: ANN401
     """The SHA-256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path) -> dict:

@@ -210,12 +210,14 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
 
 
 def encode_file(tokenizer: Tokenizer, source: str | Path, destination: str | Path) -> int:
-    """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number.
+    """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number."""
+    return encode_texts(tokenizer, read_pieces(source), destination)
 
-    Both are streamed, so a longer text needs no more memory.
-    """
+
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[bytes], destination: str | Path) -> int:
+    """The same of joined UTF-8 texts. Both are streamed: longer ones need no more memory."""
     start = [[tokenizer.special_tokens[END_OF_TEXT]]]
-    ids = chain(start, tokenizer.encode_pieces(read_pieces(source)))
+    ids = chain(start, tokenizer.encode_pieces(texts))
     return write_token_file(
         destination, ids, tokenizer.vocab_size, json_sha256(tokenizer.to_json())
     )
