@@ -63,8 +63,8 @@ def parse(
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     if config.data not in ("pydocs", *DOWNLOADS):
-        real, texts = Path(whole_path(out)), [] if config.sample else named(config.data)
-        if any(real.is_relative_to(path.resolve()) for path in texts):
+        folders = (path.resolve() for path in named(config.data) if path.is_dir())
+        if not config.sample and any(Path(whole_path(out)).is_relative_to(p) for p in folders):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
         # A link's own name, not its file's, says of which format that is.
         config = replace(config, data=str(Path(os.path.expanduser(config.data)).absolute()))
