@@ -22,6 +22,7 @@ from tqdm import tqdm
 from shared.corpora import END_OF_TEXT, cache_folder
 from shared.downloads import DOWNLOADS
 from shared.files import UserError, need_package, read_json
+from shared.reading import named
 from shared.run_folder import check_folder
 from shared.terminal import answered, ended_by, write_nowhere
 from shared.tokens import Tokenizer
@@ -64,10 +65,11 @@ def parse(
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
     if config.data not in ("pydocs", *DOWNLOADS):
-        path = whole_path(config.data)
-        if not uses and os.path.isdir(path) and Path(whole_path(out)).is_relative_to(path):
+        folders = (path.resolve() for path in named(config.data) if path.is_dir())
+        if not uses and any(Path(whole_path(out)).is_relative_to(p) for p in folders):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
-        config = replace(config, data=path)
+        # A link's own name, not its file's, says of which format that is.
+        config = replace(config, data=str(Path(os.path.expanduser(config.data)).absolute()))
     config = replace(config, out=out)
     if config.best and not uses:
         raise UserError("--best is for --sample and --score: training goes on from the last step")

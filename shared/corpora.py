@@ -1,9 +1,10 @@
 """Corpora: where text comes from, and how it is split into training and validation documents.
 
-`load_corpus` turns a name or a path into two UTF-8 files, one a split, whose documents are
-separated by `<|endoftext|>`; `read_documents` reads them back one document at a time. Every tenth
-document is for validation; a text of fewer than ten documents is cut at nine tenths of its length
-instead, at the end of a line. A corpus that comes with a split of its own keeps it.
+`load_corpus` turns a name, or a path of what reading.py reads, into two UTF-8 files, one a split,
+whose documents are separated by `<|endoftext|>`; `read_documents` reads them back one document at a
+time. Every tenth document is for validation; a text of fewer than ten documents is cut at nine
+tenths of its length instead, at the end of a line. A corpus that comes with a split of its own
+keeps it.
 """
 
 import ast
@@ -12,22 +13,38 @@ import os
 import shutil
 import sys
 import sysconfig
-from codecs import utf_8_decode
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from shared.downloads import DOWNLOADS, download, one_at_a_time
-from shared.files import ROOT, UserError, atomic_write, read_json, write_json
+from shared.files import (
+    ROOT,
+    UserError,
+    atomic_write,
+    file_sha256,
+    json_sha256,
+    read_json,
+    write_json,
+)
+from shared.reading import (
+    PIECE_BYTES,
+    SEPARATOR,
+    has_fields,
+    named,
+    read_document_pieces,
+    read_pieces,  # noqa: F401 - for v4
+    read_texts,
+    text_files,
+)
 from shared.terminal import progress
-from shared.text import END_OF_TEXT, well_formed
+from shared.text import END_OF_TEXT, well_formed  # noqa: F401 - for the versions
 
-SEPARATOR = END_OF_TEXT.encode("utf-8")
-PIECE_BYTES = 1 << 20  # how much of a file is held in memory at a time
 VALIDATION_EVERY = 10  # every such document is for validation
 CHECKED_BYTES = 1 << 26  # a prepared corpus up to this size is verified by its hash when opened
+SURELY = 10**10  # nanoseconds: a file that has been as it is for longer would show any change since
 
 
 @dataclass(frozen=True)
@@ -47,11 +64,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LADDER_CACHE") or ROOT / "runs" / "cache")
 
 
-def load_corpus(data: str) -> Corpus:
-    """The corpus called `data`: `pydocs`, a name in DOWNLOADS, a text file, or a folder of them.
+def load_corpus(data: str, field: str = "text") -> Corpus:
+    """The corpus called `data`: `pydocs`, a name in DOWNLOADS, a file of documents, a folder or a
+    pattern of such files; in those of JSON lines or in tables, the documents are in that `field`.
 
     It is prepared once and kept in the cache. UserError if there is no such corpus, if it cannot be
-    downloaded, is not UTF-8 text, or is too short to be split.
+    downloaded or read as text, or is too short to be split.
     """
     if data == "pydocs":
         folder = cache_folder() / f"pydocs-{sys.implementation.name}-{sys.version.split()[0]}"
@@ -68,56 +86,52 @@ def load_corpus(data: str) -> Corpus:
                 else:
                     _keep_splits(data, *files, folder)
         return _open_corpus(folder, data)
-    path = Path(data).expanduser()
-    if not path.exists():
+    paths = named(data)
+    if not paths:
         names = ", ".join(["pydocs", *DOWNLOADS])
         raise UserError(f"--data {data}: no file or folder of that name, nor one of {names}")
-    if not (path.is_file() or path.is_dir()):
-        raise UserError(f"--data {data} is neither a file nor a folder")
-    if cache_folder().resolve().is_relative_to(path.resolve()):
-        raise UserError(f"--data {data} contains the cache, which is not text: {cache_folder()}")
-    files = [path] if path.is_file() else sorted(_visible_files(path))
-    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    name = path.resolve().name or str(path)
-    key = hashlib.sha256(repr((name, states)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    folder = cache_folder() / "files" / key
+    cache = cache_folder().resolve()
+    for path in paths:
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"--data {path} is neither a file nor a folder")
+        if cache.is_relative_to(path.resolve()):
+            raise UserError(f"--data {data} contains the cache, which is not text: {cache}")
+    files = text_files(paths)
+    before, name = _states(files), Path(data).expanduser().resolve().name or data
+    folder = cache_folder() / "files" / _content_key(files, field)
     if not (folder / "corpus.json").exists():
-        pieces = chain.from_iterable(read_document_pieces(file) for file in files)
-        _write_splits(name, pieces, folder)
+
+        def pieces() -> Iterator[tuple[str, bool]]:
+            yield from read_texts(files, field)
+            if _states(files) != before:  # else it would be kept as what it was before
+                raise UserError(f"--data {data} changed while it was read: run again")
+
+        _write_splits(name, pieces(), folder)
     return _open_corpus(folder, name)
 
 
-def read_pieces(path: str | Path) -> Iterator[bytes]:
-    """The bytes of a UTF-8 file, in order, in pieces that end where a character ends.
-
-    UserError if it cannot be read or is not UTF-8; the error gives the place of the first bad byte.
-    """
-    rest, offset = b"", 0  # the start of a character that goes on in the next piece
-    try:
-        with open(path, "rb") as file:
-            while piece := rest + file.read(PIECE_BYTES):
-                ends = len(piece) == len(rest)
-                # ASCII need not be decoded to be checked.
-                whole = len(piece) if piece.isascii() else utf_8_decode(piece, "strict", ends)[1]
-                yield piece[:whole]
-                rest, offset = piece[whole:], offset + whole
-    except UnicodeDecodeError as error:
-        place = offset + error.start
-        raise UserError(f"{path} is not UTF-8 text (byte {place:,}): convert it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+def _states(files: list[Path]) -> list[tuple]:
+    """What changes with the content of files: any writing, copying or renaming sets a new ctime,
+    which nobody can set back (but on Windows, where it is the time of creation)."""
+    parts = "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    return [(name, *(getattr(state, part) for part in parts)) for name, state in stats]
 
 
-def read_document_pieces(path: str | Path) -> Iterator[tuple[str, bool]]:
-    """The documents of a UTF-8 file, in order, in pieces, each with whether a document ends there:
-    a document may be larger than memory."""
-    rest, held_back = "", len(END_OF_TEXT) - 1  # a separator may span two pieces
-    for piece in map(bytes.decode, read_pieces(path)):
-        *documents, rest = (rest + piece).split(END_OF_TEXT)
-        yield from ((document, True) for document in documents)
-        yield rest[:-held_back], False
-        rest = rest[-held_back:]
-    yield rest, True
+def _content_key(files: list[Path], field: str) -> str:
+    """A name for what is in `files`, however they are called. Of a large text, it is kept for as
+    long as the files are in the same state, so that it need not be read each time."""
+    states, started = _states(files), time.time_ns()
+    fields = [field if has_fields(file) else "" for file in files]
+    known = cache_folder() / "files" / f"{json_sha256([states, fields])[:16]}.key"
+    if os.name != "nt" and known.exists():
+        return read_json(known)["content"]
+    bar = progress(files, desc="hashing", unit="file")
+    key = json_sha256([(file_sha256(file), field) for file, field in zip(bar, fields)])[:16]
+    size, newest = sum(s[3] for s in states), max((s[5] for s in states), default=0)
+    if size > CHECKED_BYTES and newest < started - SURELY:
+        write_json(known, {"content": key})
+    return key
 
 
 def read_documents(path: str | Path) -> Iterator[str]:
@@ -178,21 +192,6 @@ def _pydocs_documents() -> Iterator[str]:
 
 
 # ---- preparing the two splits ----
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    seen = set()  # a symbolic link may lead to a parent folder
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(parent) / name for name in names if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
 
 
 def _write_splits(name: str, pieces: Iterable[tuple[str, bool]], folder: Path) -> None:
@@ -285,11 +284,11 @@ def _open_corpus(folder: Path, name: str) -> Corpus:
     checked only by the sizes of its files."""
     try:
         facts = read_json(folder / "corpus.json")
+        facts |= {"name": name}  # the same text may have had another
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
         sizes = [facts[split].stat().st_size for split in ("train", "val")]
         whole = facts.pop("sizes", sizes) == sizes  # older caches lack them
         corpus = Corpus(**facts)
-        whole &= corpus.name == name
         whole &= sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
         if sum(sizes) <= CHECKED_BYTES:
             whole &= Corpus(name, *_measure(corpus.train, corpus.val)) == corpus

@@ -1,7 +1,6 @@
 """Downloads: the corpora that are published somewhere."""
 
 import gzip
-import hashlib
 import http.client
 import os
 import shutil
@@ -12,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.files import UserError, atomic_write, lock
+from shared.files import PIECE_BYTES, UserError, atomic_write, file_sha256, lock
 from shared.terminal import progress
 
-PIECE_BYTES = 1 << 20  # how much of a file is held in memory at a time
 TIMEOUT = 60  # seconds without a response before a download fails
 SCHEMES = ("https",)  # allowed in download addresses and redirects
 
@@ -69,7 +67,7 @@ def download(url: str, folder: Path) -> Path:
                 f"cannot download {url} ({reason}): run again to resume, or put the file at "
                 f"{archive}, or train on the embedded corpus with --data pydocs"
             ) from None
-        if (expected := CHECKSUMS.get(url)) and _file_sha256(partial) != expected:
+        if (expected := CHECKSUMS.get(url)) and file_sha256(partial) != expected:
             partial.unlink()
             raise UserError(f"{url} arrived damaged (wrong SHA-256) and was removed: run again")
         os.replace(partial, archive)
@@ -132,11 +130,3 @@ def _fetch(url: str, partial: Path) -> None:
             os.fsync(file.fileno())
     if total is not None and partial.stat().st_size != total:
         raise OSError(f"{partial.stat().st_size:,} of {total:,} bytes arrived")
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

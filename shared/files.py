@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+PIECE_BYTES = 1 << 20  # how much of a file is held in memory at a time
 LONGEST_TOKEN = 1 << 24  # bytes, in a tokenizer file
 
 
@@ -36,7 +38,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file: choose another name to write to")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on two machines, or in two containers, that may be the same.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(unfinished, "w+b") as file:
             yield file
@@ -53,7 +56,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 def remove_unfinished(folder: Path) -> None:
     """Remove the files that killed processes left unfinished in `folder` (see `atomic_write`)."""
     for path in folder.glob("*.tmp"):
-        if re.search(r"\.\d+\.tmp$", path.name):
+        if re.search(r"\.[0-9a-f]{16}\.tmp$", path.name):
             path.unlink()
 
 
@@ -104,6 +107,15 @@ def need_writable(folder: Path, what: str) -> None:
 def json_sha256(value: Any) -> str:  # noqa: ANN401
     """The SHA-256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path) -> dict:

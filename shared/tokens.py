@@ -15,7 +15,6 @@ Nor would anything reveal a damaged id, so all ids are read once when a file is 
 about a second per gigabyte.
 """
 
-import ast
 import codecs
 import inspect
 import mmap
@@ -25,11 +24,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from textwrap import dedent
-from types import FunctionType
+from types import CodeType, FunctionType, NoneType
 from typing import Protocol, TypeVar
 
 import numpy as np
+import regex
 import torch
 from torch import Tensor
 
@@ -41,10 +40,15 @@ from shared.corpora import (
     read_documents,
     read_pieces,
 )
-from shared.files import UserError, atomic_write, json_sha256, write_text
+from shared.files import ROOT, UserError, atomic_write, json_sha256, write_text
 from shared.terminal import progress
 
 T = TypeVar("T")
+CONSTANTS = NoneType, bool, int, float, str, bytes, regex.Pattern  # whose repr says all
+SOURCES: dict[str, str] = {}  # file or package in shared/ -> its code, as when this was imported
+for _path in sorted((ROOT / "shared").rglob("*.py")):
+    _name = _path.relative_to(ROOT / "shared").parts[0].removesuffix(".py")
+    SOURCES[_name] = SOURCES.get(_name, "") + _path.read_text(encoding="utf-8")
 UNKNOWN = "<|unknown|>"  # what v0 and v1 take a character for that the training text has not
 
 
@@ -204,12 +208,14 @@ def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
 
 
 def encode_file(tokenizer: Tokenizer, source: str | Path, destination: str | Path) -> int:
-    """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number.
+    """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number."""
+    return encode_texts(tokenizer, read_pieces(source), destination)
 
-    Both are streamed, so a longer text needs no more memory.
-    """
+
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[bytes], destination: str | Path) -> int:
+    """The same of joined UTF-8 texts. Both are streamed: longer ones need no more memory."""
     start = [[tokenizer.special_tokens[END_OF_TEXT]]]
-    ids = chain(start, tokenizer.encode_pieces(read_pieces(source)))
+    ids = chain(start, tokenizer.encode_pieces(texts))
     return write_token_file(
         destination, ids, tokenizer.vocab_size, json_sha256(tokenizer.to_json())
     )
@@ -255,20 +261,44 @@ def cached_tokenizer(tokenizer_class: type[T], key: tuple, train: Callable[[], T
 
 
 def code_of(tokenizer_class: type) -> list[str]:
-    """The source code of a class, of its bases, of what they use of their modules, and of each file
-    or package in shared/ from which they use something."""
-    parts, used, to_do = {}, [], list(tokenizer_class.__mro__[:-1])  # but object's
+    """What decides how a class works: the compiled code of it, of its bases and of what they use of
+    their modules, and the source of each file or package in shared/ from which they use something.
+
+    It is of what runs here: an edit of a file since the program's start makes no difference.
+    """
+    parts, to_do = {}, list(tokenizer_class.__mro__[:-1])  # but object
     while to_do:
-        part = to_do.pop()
-        parts[part] = source = inspect.getsource(part)
-        nodes = ast.walk(ast.parse(dedent(source)))
-        names = {node.id for node in nodes if isinstance(node, ast.Name)}
-        for name, thing in vars(sys.modules[part.__module__]).items():
-            if name in names and isinstance(thing, (type, FunctionType)):
-                if thing.__module__.startswith("shared."):
-                    used.append(thing.__module__.split(".")[:2])
-                elif thing.__module__ == part.__module__ and thing not in parts:
-                    to_do.append(thing)
-    loaded = list(sys.modules.items())
-    files = [module for name, module in loaded if name.split(".")[:2] in used]
-    return sorted([*parts.values(), *map(inspect.getsource, files)])
+        thing, names = to_do.pop(), set()
+        name, module = thing.__qualname__, sys.modules[thing.__module__]
+        if module.__name__.startswith("shared."):
+            name = module.__name__.split(".")[1]
+            parts[name] = [SOURCES[name]]
+        elif name not in parts:
+            parts[name] = [_described(thing, names)]
+        for value in (inspect.unwrap(vars(module)[n]) for n in sorted(names & vars(module).keys())):
+            if not isinstance(value, (type, FunctionType)):
+                parts[name].append(_described(value, set()))
+            elif value.__module__.startswith(("shared.", module.__name__)):
+                to_do.append(value)
+    return [str(sys.implementation.cache_tag), *sorted(map(str, parts.items()))]
+
+
+def _described(value: object, names: set[str]) -> str | list:
+    """What decides how a class, function or constant works, in the same words in every process;
+    `names` gets those that its code uses."""
+    value = getattr(value, "__func__", getattr(value, "fget", value))  # of a method, a property
+    if isinstance(value, type):
+        own = vars(value).items()  # but __module__, __doc__ and the like
+        value = {k: v for k, v in own if k[:2] != "__" or isinstance(v, FunctionType)}
+    elif isinstance(value := inspect.unwrap(value), FunctionType):
+        value = value.__code__, value.__defaults__, value.__kwdefaults__
+    elif isinstance(value, CodeType):
+        names.update(value.co_names)
+        value = value.co_code, value.co_names, value.co_varnames, value.co_consts
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, (tuple, list)):
+        return [_described(part, names) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    return repr(value) if isinstance(value, CONSTANTS) else type(value).__name__

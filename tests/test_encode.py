@@ -58,7 +58,7 @@ def test_tokens_and_their_tokenizer_stay_until_both_can_be_replaced(folder, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encode, "encode_file", interrupted)
+    monkeypatch.setattr(encode, "encode_texts", interrupted)
     with pytest.raises(SystemExit):
         encode.main(["text.txt", "new.bin", "--vocab-size", "280"])
     assert {path: path.read_bytes() for path in folder.glob("new.bin*")} == before

@@ -73,7 +73,7 @@ def test_wrong_values(version, options, expected, capsys, corpus_file, tmp_path)
         (b"", "holds no text"),
         (b"a", "too short"),
         (b"tiny\ntext", "too few for one window"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "a.txt is a PNG picture"),
     ],
 )
 def test_text_that_cannot_be_trained_on(version, content, expected, capsys, tmp_path):

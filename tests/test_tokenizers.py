@@ -249,7 +249,7 @@ def test_streaming_gives_the_ids_of_the_whole(text, chance):
 def test_encode_file(tokenizer, tmp_path, monkeypatch):
     text = PROSE.replace("cat", "cät\r\n") * 3 + END_OF_TEXT
     (tmp_path / "text.txt").write_bytes(text.encode("utf-8"))
-    monkeypatch.setattr("shared.corpora.PIECE_BYTES", 1000)  # many pieces
+    monkeypatch.setattr("shared.reading.PIECE_BYTES", 1000)  # many pieces
     count = encode_file(tokenizer, tmp_path / "text.txt", tmp_path / "tokens.bin")
     sha256 = json_sha256(TOKENIZER.to_json())
     tokens = open_token_file(tmp_path / "tokens.bin", sha256)

@@ -39,7 +39,8 @@ from shared.tokens import encode_splits, random_windows, token_lengths, windows_
 class Config:
     """The settings of a run; every field is also a command-line option."""
 
-    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a file, folder, pattern
+    text_field: str = "text"  # where documents are in .jsonl and .parquet files
     out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
     vocab_size: tyro.conf.Suppress[int] = 0  # set by the training text, not an option (V)
     context_length: int = 64  # tokens per window of text; the model uses only the last one (T)
@@ -113,7 +114,7 @@ class Tokenizer:
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, config.text_field)
     tokenizer = tokenizer or Tokenizer.train(read_documents(corpus.train))
     return tokenizer, corpus, *encode_splits(corpus, tokenizer)
 

@@ -47,7 +47,8 @@ from shared.tokens import (
 class Config:
     """The settings of a run; every field is also a command-line option."""
 
-    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a file, folder, pattern
+    text_field: str = "text"  # where documents are in .jsonl and .parquet files
     out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
     vocab_size: int = 1024  # tokens: 256 bytes, merges except scaffolds, and <|endoftext|> (V)
     tokenizer_sample_bytes: int = 100_000  # of training text to learn the merges from
@@ -205,7 +206,7 @@ class Tokenizer:
 def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray]:
     """A tokenizer trained on the training text only, the corpus, and the ids of both splits."""
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, config.text_field)
     n_bytes, vocab_size = config.tokenizer_sample_bytes, config.vocab_size
     tokenizer = tokenizer or cached_tokenizer(
         Tokenizer,

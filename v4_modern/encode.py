@@ -1,4 +1,5 @@
-"""Encode a text file as a token file, as v4 does before training.
+"""Encode text as a token file, as v4 does before training. It may be all that --data may be: a file
+of any format that shared/reading.py names, a folder, or a pattern in quotes.
 
     python v4_modern/encode.py my_text.txt my_text.bin
     python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
@@ -9,6 +10,7 @@ on the text and saved next to the tokens, as my_text.bin.json.
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,21 +26,22 @@ from shared.command_line import (
     load_tokenizer,
     parse_options,
 )
-from shared.corpora import read_pieces
 from shared.files import UserError, need_writable
+from shared.reading import joined, named, read_texts, text_files
 from shared.terminal import print_text
 from shared.text import whole_words
-from shared.tokens import encode_file
+from shared.tokens import encode_texts
 from v4_modern.train import Tokenizer
 
 
 @dataclass
 class Options:
-    """Encode a text file."""
+    """Encode text."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # a text file
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # file or folder
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # the token file
     tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
+    text_field: str = "text"  # where documents are in .jsonl and .parquet files
     vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
     workers: int = 0  # processes to use; 0: one per core
 
@@ -46,21 +49,25 @@ class Options:
         check_config(self)
         for name in ("source", "out", "tokenizer"):
             setattr(self, name, os.path.expanduser(getattr(self, name)))
-        source, out = Path(self.source), Path(self.out)
-        if not source.exists():
+        source, out = self.source, Path(self.out)
+        if not self.sources:
             raise UserError(f"{source} is not there")
-        if not source.is_file():
+        if not all(path.is_file() or path.is_dir() for path in self.sources):
             raise UserError(f"{source} is not a file; it is read twice, so it cannot be a pipe")
-        if not source.stat().st_size:
-            raise UserError(f"{source} holds no text")
         if self.tokenizer and self.vocab_size != Options.vocab_size:
             raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
         if out.exists() and not out.is_file():
             raise UserError(f"{out} is not a file: choose another name to write to")
-        paths = source, out, Path(self.tokenizer or self.learned)
+        written = {out.resolve(), Path(self.tokenizer or self.learned).resolve()}
         need_writable(out.resolve().parent, self.out)
-        if len({path.resolve() for path in paths}) < len(paths):
+        read = [path.resolve() for path in self.sources]
+        if len(written) < 2 or any(one.is_relative_to(path) for one in written for path in read):
             raise UserError(f"{source} or the tokenizer would be overwritten: name another file")
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files and folders that are to be read."""
+        return named(self.source)
 
     @property
     def learned(self) -> str:
@@ -68,30 +75,54 @@ class Options:
         return f"{Path(self.out)}.json"
 
 
+class Texts:
+    """What is to be encoded, as UTF-8 in pieces, each time it is asked for; and its `size`."""
+
+    def __init__(self, options: Options) -> None:
+        self.files, self.field = text_files(options.sources), options.text_field
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.size = 0
+        for piece in joined(read_texts(self.files, self.field)):
+            self.size += len(piece)
+            yield piece
+
+
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        out, is_long = Path(options.out), fast_bpe.is_long(options.source)
-        kind = fast_bpe.fast(Tokenizer, options.workers) if is_long else Tokenizer
+        out, texts = Path(options.out), Texts(options)
+        kind = fast_bpe.fast(Tokenizer, options.workers) if is_long(texts) else Tokenizer
         if options.tokenizer:
             tokenizer = load_tokenizer(kind, options.tokenizer)
         else:
             started = perf_counter()
-            texts = whole_words(read_pieces(options.source))
-            tokenizer = kind.train(texts, options.vocab_size)
-            tell(f"learned {tokenizer.vocab_size:,} tokens", options.source, started)
+            tokenizer = kind.train(whole_words(texts), options.vocab_size)
+            tell(f"learned {tokenizer.vocab_size:,} tokens", texts.size, started)
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
-        count = encode_file(tokenizer, options.source, out)
+        count = encode_texts(tokenizer, texts, out)
         if not options.tokenizer:  # last: until now, an earlier run's two files still match
             tokenizer.save(options.learned)
-        tell(f"wrote {count:,} tokens to {out}", options.source, started)
+        tell(f"wrote {count:,} tokens to {out}", texts.size, started)
 
 
-def tell(what: str, source: str, started: float) -> None:
-    """Print what was done since `started`, and the speed."""
-    size, seconds = os.path.getsize(source), perf_counter() - started
+def is_long(texts: Texts) -> bool:
+    """What `fast_bpe.is_long` tells of a text in a file. UserError if there is none."""
+    start = bytearray()
+    for piece in texts:
+        start += piece
+        if len(start) > fast_bpe.LONG:
+            return True
+    if not start:
+        raise UserError("this holds no text")
+    return max(map(len, start.split()), default=0) > fast_bpe.LONG_RUN
+
+
+def tell(what: str, size: int, started: float) -> None:
+    """Print what was done with so many bytes since `started`, and the speed."""
+    seconds = perf_counter() - started
     print_text(f"{what}: {size / 1e6:,.1f} MB in {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s")
 
 

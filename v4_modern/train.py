@@ -55,7 +55,8 @@ from v4_modern.tokenizer_files import load_hugging_face
 class Config:
     """The settings of a run; every field is also a command-line option."""
 
-    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a text file or a folder
+    data: str = "pydocs"  # pydocs, tinystories, owt, wikitext, shakespeare, a file, folder, pattern
+    text_field: str = "text"  # where documents are in .jsonl and .parquet files
     out: str = str(ROOT / "runs" / VERSION)  # folder for the run's files
     vocab_size: int = 4096  # tokens: 256 bytes, the merges, and <|endoftext|> (V)
     context_length: int = 128  # tokens per window: how far back the model looks (T)
@@ -287,7 +288,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, config.text_field)
     is_long, vocab_size = fast_bpe.is_long(corpus.train), config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
