@@ -30,6 +30,7 @@ from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, wel
 from shared.files import UserError, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
+from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
 
 
@@ -80,7 +81,7 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str]) -> "Tokenizer":
         """Collect the characters of `texts`."""
-        return cls("".join(sorted({c for text in texts for c in well_formed(text)})))
+        return cls("".join(sorted({c for text in as_texts(texts) for c in well_formed(text)})))
 
     def encode(self, text: str) -> list[int]:
         """One id per character; a lone surrogate is encoded as U+FFFD."""
@@ -88,11 +89,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`."""
-        return "".join(self.vocab[i] for i in ids)
+        return "".join(tokens_of(self.vocab, ids))
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for."""
-        return self.vocab[token].encode("utf-8")
+        return tokens_of(self.vocab, [token])[0].encode("utf-8")
 
     def to_json(self) -> dict:
         return {"kind": "characters", "characters": "".join(self.vocab[2:])}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from shared.fast_bpe.pairs import Pair
 from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
-from shared.text import PIECE, utf8
+from shared.text import PIECE, as_texts, utf8
 
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
@@ -80,7 +80,7 @@ class Encoder:
     def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
-        texts, workers = enough_for(workers, texts)
+        texts, workers = enough_for(workers, as_texts(texts))
         texts = tqdm(texts, "encoding", unit="MB", unit_scale=PIECE >> 20, leave=False)
         with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
