@@ -101,7 +101,7 @@ class Tokenizer:
         return tokens_of(self.vocab, [token])[0].encode("utf-8")
 
     def to_json(self) -> dict:
-        return {"kind": "characters", "characters": "".join(self.vocab[2:])}
+        return {"kind": "characters", "characters": "".join(self.ids)}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -109,7 +109,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
-        return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
+        return read_tokenizer(path, "characters", cls)
 
 
 # ---- 3. Data ----

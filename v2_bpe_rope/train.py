@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
-from shared.files import UserError, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
 from shared.text import as_texts, tokens_of
@@ -93,7 +93,7 @@ class Tokenizer:
     most_words = 1 << 18  # whose ids are kept: rare ones must not fill the memory
 
     def __init__(self, merges: list[tuple[int, int]]) -> None:
-        self.merges = [(left, right) for left, right in merges]
+        self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
@@ -185,7 +185,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
-        return read_tokenizer(path, "bpe", lambda saved: cls(saved["merges"]))
+        return read_tokenizer(path, "bpe", cls)
 
 
 # ---- 3. Data ----

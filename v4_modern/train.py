@@ -33,7 +33,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import command_line, fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
-from shared.files import UserError, read_json, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
@@ -119,7 +119,7 @@ class Tokenizer:
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         first: bytes = bytes(range(256)),
     ) -> None:
-        self.merges = [(left, right) for left, right in merges]
+        self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.first = bytes(first)
         self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
@@ -270,11 +270,7 @@ class Tokenizer:
         """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
         if "kind" not in read_json(path):  # every version's own file has one
             return load_hugging_face(cls, path)
-
-        def build(saved: dict) -> "Tokenizer":
-            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
-
-        return read_tokenizer(path, "delta-bpe", build)
+        return read_tokenizer(path, "delta-bpe", cls)
 
 
 # ---- 3. Data ----
