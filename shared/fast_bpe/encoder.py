@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 from tqdm import tqdm
 
-from shared.fast_bpe.pairs import Pair
+from shared.fast_bpe.pairs import Pair, number_in_run
 from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.text import PIECE, as_texts, utf8
@@ -151,9 +151,8 @@ class Merger:
             at = at[(self.groups[ranks[at]] == group) & (np.diff(at, prepend=-1) > 0)]
             own, left, right = ranks[at], ranks[before[at]], ranks[after[at]]
             # Of pairs that overlap, the one of the lowest rank merges; of a a a, the first two.
-            number, late = np.arange(len(at)), (left < own) | (right < own)
-            first = np.maximum.accumulate(np.where(left == own, 0, number))  # of its run
-            late |= late[first] | ((number - first) % 2 == 1)
+            late, number = (left < own) | (right < own), number_in_run(left == own)
+            late |= late[np.arange(len(at)) - number] | (number % 2 == 1)  # with its run, or second
             at, rest = at[~late], at[late]
             second = after[at]
             third = after[second]
