@@ -1,13 +1,30 @@
-"""Text as all versions understand it: how documents end, what is well-formed, where to cut."""
+"""Text as all versions understand it: how documents end, what is well-formed, where to cut, what
+tokens stand for."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import regex
 
 from shared.files import UserError
 
+T = TypeVar("T")
 END_OF_TEXT = "<|endoftext|>"
+
+
+def as_texts(texts: str | bytes | Iterable[str | bytes]) -> Iterable[str | bytes]:
+    """`texts`; a single one becomes a list, or its letters would be taken for texts."""
+    return [texts] if isinstance(texts, (str, bytes)) else texts
+
+
+def tokens_of(vocab: Sequence[T], ids: Iterable[int]) -> list[T]:
+    """What `ids` stand for; ValueError for what is no id in `vocab` (-1 would be the last)."""
+    ids = list(ids)
+    for i in ids:
+        if not 0 <= i < len(vocab):
+            raise ValueError(f"{int(i)} is not the id of a token: there are {len(vocab):,}")
+    return [vocab[i] for i in ids]
 
 
 def well_formed(text: str | bytes) -> str:
@@ -37,9 +54,9 @@ def utf8(text: str | bytes) -> bytes:
 
 def special_pattern(special_tokens: Iterable[str]) -> regex.Pattern:
     """A pattern for special tokens; of those that start at the same place, it finds the longest."""
-    if "" in special_tokens:
+    longest_first = sorted(as_texts(special_tokens), key=len, reverse=True)
+    if "" in longest_first:
         raise ValueError("an empty special token would be everywhere")
-    longest_first = sorted(special_tokens, key=len, reverse=True)
     return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
 
 
@@ -59,7 +76,7 @@ def whole_words(
 ) -> Iterator[bytes]:
     """The `texts`, joined and split again, into UTF-8 pieces of about PIECE bytes that end where a
     word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more."""
-    special_tokens = [token.encode("utf-8") for token in special_tokens]
+    special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
     longest = max(map(len, special_tokens), default=1)
     rest, size, enough, done = [], 0, PIECE, 0
     for part in in_utf8(texts):
@@ -84,7 +101,8 @@ def in_utf8(texts: Iterable[str | bytes]) -> Iterator[bytes]:
     """The `texts` as UTF-8, in parts of about PART bytes; of a character above U+FFFF, one text
     may end with the first surrogate and the next begin with the second."""
     held = ""
-    for part in (text[i : i + PART] for text in texts for i in range(0, len(text), PART)):
+    parts = (text[i : i + PART] for text in as_texts(texts) for i in range(0, len(text), PART))
+    for part in parts:
         if isinstance(part, bytes):
             yield utf8(held) + part
             held = ""

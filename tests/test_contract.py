@@ -76,6 +76,31 @@ def test_round_trip_and_bytes(name):
         check.hypothesis.inner_test(text)
 
 
+@pytest.mark.parametrize("text", ["the cat sat on the mat " * 50, "naïve".encode()])
+def test_a_text_alone_is_one_text(version, text):
+    """Not its letters, nor, of bytes, its numbers."""
+    size = () if by_characters(version) else (270,)
+    assert (
+        version.Tokenizer.train(text, *size).to_json()
+        == version.Tokenizer.train([text], *size).to_json()
+    )
+
+
+def test_what_is_no_id_is_told(version):
+    """-1 would be the last token; numbers of numpy and of torch are ids, too."""
+    tokenizer = tokenizer_of(version)
+    count, number = tokenizer.vocab_size, tokenizer.encode("a")[0]
+    for kind in (int, np.uint16, np.int64, torch.tensor):
+        assert tokenizer.decode([kind(number)]) == "a"
+        assert tokenizer.token_bytes(kind(number)) == b"a"
+    assert tokenizer.decode(torch.tensor([number])) == tokenizer.decode(np.array([number])) == "a"
+    for wrong in (-1, -count, count, 10**6, np.int64(-1), torch.tensor(count)):
+        said = f"^{int(wrong)} is not the id of a token: there are {count:,}$"
+        for decode in (tokenizer.token_bytes, lambda i: tokenizer.decode(iter([number, i]))):
+            with pytest.raises(ValueError, match=said):
+                decode(wrong)
+
+
 def test_decode_never_raises(version):
     tokenizer = tokenizer_of(version)
 

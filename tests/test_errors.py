@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shared import downloads
 from shared.command_line import clear_errors, encode_prompt
-from shared.files import UserError
+from shared.files import UserError, read_json, write_json
 from shared.run_folder import lock_metrics
 
 
@@ -121,6 +121,36 @@ def test_damaged_files(version, name, capsys, run):
             assert name in complaint(version, [option, "--out", run], capsys)
     (run / name).unlink()
     assert name in complaint(version, ["--sample", "--out", run], capsys)
+
+
+NO_TOKENIZERS = {
+    "characters": ["aa", ["a", "b"], "a\ud800", 5, None],
+    "merges": [
+        *([[256, 99], [97, 98]], [[97, 257], [97, 98]], [[97, 98], [97, 98]], [[97, -2]]),
+        *([[97, 98.0]], [[97, "98"]], [[97, True]], [[97]], [[97, 98, 99]], {"97": 98}, "ab", 5),
+        *([[97, 97], *([i, i] for i in range(256, 100_000))], None),
+        # None of these is long.
+        [[97, 97], *([i, i] for i in range(256, 275)), *([275, i] for i in range(256))],
+    ],
+    "scaffolds": [[255], [999], [-1], ["x"], [256, 256], 256, {"256": 1}, None],
+    "special_tokens": [["a", "a"], [5], ["a", None], "ab", [""], ["\ud800"], {"a": 1}, 5, None],
+    "first": [[0] * 256, [*range(255)], [*range(256), 0], [*range(-1, 255)], 256, "ab", None],
+}
+
+
+def test_what_is_no_tokenizer_is_told(version, tmp_path):
+    """One part of the file at a time; as a whole, it is JSON, and of the right kind."""
+    path, size = tmp_path / "tokenizer.json", () if by_characters(version) else (259,)
+    version.Tokenizer.train(["abab abab"], *size).save(path)
+    saved = read_json(path)
+    version.Tokenizer.load(path)
+    tried = [(name, value) for name in saved for value in NO_TOKENIZERS.get(name, ())]
+    assert tried
+    for name, value in tried:
+        write_json(path, saved | {name: value})
+        with pytest.raises(UserError, match="tokenizer.json is damaged"):
+            version.Tokenizer.load(path)
+            pytest.fail(f"{name} {str(value)[:80]}")
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "tokenizer.json", "config.json"])

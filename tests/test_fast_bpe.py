@@ -1,5 +1,6 @@
 """The engine for long texts learns the merges of v2's recount and gives the ids of tiktoken."""
 
+import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT
 from shared.fast_bpe import Encoder, encoder, learn, pairs, words
-from shared.fast_bpe.encoder import PairRanks, Rows
+from shared.fast_bpe.encoder import Merger, PairRanks, Rows
 
 v2 = load_version("v2_bpe_rope")
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -190,6 +191,48 @@ def test_long_words_merge_like_short_ones(word):
             i += 1 + both
         ids = merged
     assert Encoder(merges, {}).encode(word).tolist() == ids
+
+
+RUNS = st.lists(st.sampled_from(["a", "b", "c", "ab", "aaaaaa", "abcabc"])).map("".join)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=40),
+    st.lists(RUNS.filter(bool), min_size=1, max_size=9),
+    st.sampled_from([0, 3, encoder.LONG_WORD]),
+)
+@example([(0, 0), (1, 2), (0, 1)], ["aaabc", "aaaabcaaaab"], 0)  # overlaps, in one group
+@example([(1, 0), (0, 0)], ["baaaa"], 0)  # where one takes the first a of others
+def test_long_words_are_merged_like_short_ones_whatever_the_merges(drawn, words, long):
+    """Of groups of merges at once, v2 makes one after the other."""
+    merges, tokens = [], [*b"abc"]
+    for pair in drawn:
+        left, right = (tokens[i % len(tokens)] for i in pair)
+        if (left, right) not in merges:
+            merges.append((left, right))
+            tokens.append(255 + len(merges))
+    ours, simple = Merger(merges, bytes(range(256))), v2.Tokenizer(merges)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "LONG_WORD", long)
+        ids, lengths = ours([word.encode() for word in words])
+    expected = [simple.encode_word(word) for word in words]
+    assert ids.tolist() == sum(expected, []) and lengths.tolist() == [len(e) for e in expected]
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "的一是不了人我在有他这中大来上国个到说们"])
+def test_a_long_word_takes_no_pass_for_each_merge(letters, monkeypatch):
+    """The ids are tiktoken's, and each place is looked at a few times, however many merges."""
+    texts = ["".join(random.Random(seed).choices(letters, k=20_000)) for seed in range(2)]
+    merges, looked_at, look_up = learn(texts[:1], 1000), [], PairRanks.look_up
+
+    def counted(ranks, left, right):
+        looked_at.append(len(left))
+        return look_up(ranks, left, right)
+
+    ours = Encoder(merges, {})
+    monkeypatch.setattr(PairRanks, "look_up", counted)
+    assert ours.encode(texts[1]).tolist() == as_tiktoken(merges, {}).encode_ordinary(texts[1])
+    assert sum(looked_at) < 10 * len(texts[1].encode("utf-8"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), unique=True, max_size=300))

@@ -98,6 +98,14 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
     assert ours.encode(text) == theirs.encode(text).ids
 
 
+def make_of_a_later_one(saved):
+    """The first merge is of what only the second makes."""
+    bytes_only = {text: i for text, i in saved["model"]["vocab"].items() if i < 256}
+    saved["model"] |= {"vocab": bytes_only | {"zqx": 256, "zq": 257}}
+    saved["model"] |= {"merges": [["zq", "x"], ["z", "q"]]}
+    saved["added_tokens"] = []
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -119,6 +127,8 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
         (lambda saved: saved["model"]["merges"].pop(0), "ids are not|do not fit"),
         (lambda saved: saved["model"]["merges"].append(["漢", "a"]), "do not match"),
         (lambda saved: saved["added_tokens"][0].update(content=7), "do not match"),
+        (lambda saved: saved["added_tokens"].append(saved["added_tokens"][0]), "occurs twice"),
+        (make_of_a_later_one, "do not match"),
     ],
 )
 def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):

@@ -1,6 +1,7 @@
 """Words found by numpy are those of GPT-2's pattern, and their numbers never lie."""
 
 from collections import Counter
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -101,7 +102,9 @@ def test_what_has_no_words_is_refused(monkeypatch):
     monkeypatch.setattr(shared_text, "PIECE", 100)
     monkeypatch.setattr(shared_text, "LONGEST_WORD", 1000)
     with pytest.raises(UserError, match="from byte 3 on"):
-        list(whole_words(["abc ", *["\0" * 50] * 30]))
+        list(whole_words(chain(["abc "], repeat("\0" * 50))))
+    with pytest.raises(UserError, match="from byte 0 on"):
+        list(whole_words(repeat(" \n" * 50)))
     assert b"".join(whole_words(["abc ", *["\0" * 50] * 15])) == b"abc " + b"\0" * 750
 
 

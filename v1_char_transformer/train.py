@@ -30,6 +30,7 @@ from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, wel
 from shared.files import read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
+from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
 
 
@@ -88,7 +89,7 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str]) -> "Tokenizer":
         """Collect the characters of `texts`."""
-        return cls("".join(sorted({c for text in texts for c in well_formed(text)})))
+        return cls("".join(sorted({c for text in as_texts(texts) for c in well_formed(text)})))
 
     def encode(self, text: str) -> list[int]:
         """One id per character; a lone surrogate is encoded as U+FFFD."""
@@ -96,14 +97,14 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`."""
-        return "".join(self.vocab[i] for i in ids)
+        return "".join(tokens_of(self.vocab, ids))
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for."""
-        return self.vocab[token].encode("utf-8")
+        return tokens_of(self.vocab, [token])[0].encode("utf-8")
 
     def to_json(self) -> dict:
-        return {"kind": "characters", "characters": "".join(self.vocab[2:])}
+        return {"kind": "characters", "characters": "".join(self.ids)}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -111,7 +112,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
-        return read_tokenizer(path, "characters", lambda saved: cls(saved["characters"]))
+        return read_tokenizer(path, "characters", cls)
 
 
 # ---- 3. Data ----

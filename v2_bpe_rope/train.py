@@ -28,10 +28,11 @@ sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
-from shared.files import UserError, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.run import Run
 from shared.terminal import progress
+from shared.text import as_texts, tokens_of
 from shared.tokens import (
     cached_tokenizer,
     encode_splits,
@@ -95,7 +96,7 @@ class Tokenizer:
     most_words = 1 << 18  # whose ids are kept: rare ones must not fill the memory
 
     def __init__(self, merges: list[tuple[int, int]]) -> None:
-        self.merges = [(left, right) for left, right in merges]
+        self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in merges:
@@ -114,7 +115,7 @@ class Tokenizer:
         """
         if vocab_size < 257:
             raise UserError(f"--vocab-size {vocab_size} must be at least 257: 256 bytes and 1 more")
-        counts = Counter(w for text in texts for w in cls.pattern.findall(well_formed(text)))
+        counts = Counter(w for t in as_texts(texts) for w in cls.pattern.findall(well_formed(t)))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         with progress(total=vocab_size - 1, initial=256, desc="merging") as bar:
@@ -172,11 +173,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
-        return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
+        return b"".join(tokens_of(self.vocab, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for."""
-        return self.vocab[token]
+        return tokens_of(self.vocab, [token])[0]
 
     def to_json(self) -> dict:
         return {"kind": "bpe", "merges": self.merges}
@@ -187,7 +188,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """The tokenizer saved in `path`; UserError if it is damaged or from another version."""
-        return read_tokenizer(path, "bpe", lambda saved: cls(saved["merges"]))
+        return read_tokenizer(path, "bpe", cls)
 
 
 # ---- 3. Data ----

@@ -161,7 +161,10 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
         for token in added:
             if token["content"] in made or any(map(token.get, NOT_LITERAL)):
                 raise UserError(f"{path} matches {token['content']!r} in another way than ours")
-        vocab = model["vocab"] | {token["content"]: token["id"] for token in added}
+        special = {token["content"]: token["id"] for token in added}
+        if len(special) < len(added):
+            raise UserError(f"{path} is damaged: an added token occurs twice")
+        vocab = model["vocab"] | special
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is not a tokenizer.json") from None
     return build(tokenizer_class, vocab, merges, Path(path))
@@ -172,7 +175,6 @@ def build(tokenizer_class: type[T], vocab: dict, merges: list, path: Path) -> T:
     try:
         made = {left + right for left, right in merges} | set(BYTES)
         special = [text for text in vocab if text not in made]
-        merges, special, first = parts(vocab, merges, special, path)
-        return tokenizer_class(merges, special, first)
+        return tokenizer_class(*parts(vocab, merges, special, path))
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: merges and tokens do not match") from None

@@ -32,10 +32,10 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
-from shared.files import UserError, read_json, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.terminal import progress
-from shared.text import special_pattern, whole_words
+from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
     cached_tokenizer,
     mapped_splits,
@@ -122,14 +122,14 @@ class Tokenizer:
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         first: bytes = bytes(range(256)),
     ) -> None:
-        self.merges = [(left, right) for left, right in merges]
+        self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.first = bytes(first)
         self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
         self.vocab = [bytes([byte]) for byte in self.first]
         for left, right in merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
-        special_tokens = dict.fromkeys(special_tokens)  # without duplicates
+        special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
         self.special_tokens = {text: i for i, text in enumerate(special_tokens, len(self.vocab))}
         self.vocab += [text.encode("utf-8") for text in special_tokens]
         self.special = special_pattern(special_tokens)
@@ -152,14 +152,13 @@ class Tokenizer:
             before    t h e    h e n    pairs    h e: 5    t h: 3    e n: 2
             after     t he     he n     pairs    t he: 3   he n: 2
         """
-        special_tokens = list(dict.fromkeys(special_tokens))
+        special_tokens = list(dict.fromkeys(as_texts(special_tokens)))
         n_merges = vocab_size - 256 - len(special_tokens)
         if n_merges < 0:
             raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
         special = special_pattern(special_tokens)
-        counts = Counter(w for text in texts for w in cls.split(text, special))
-        for token in special_tokens:
-            del counts[token]  # not learned from
+        parts = (p for t in as_texts(texts) for p in special.split(well_formed(t))[::2])
+        counts = Counter(w for part in parts for w in cls.pattern.findall(part))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
@@ -256,11 +255,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not valid UTF-8 become U+FFFD."""
-        return b"".join(self.vocab[i] for i in ids).decode("utf-8", "replace")
+        return b"".join(tokens_of(self.vocab, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for."""
-        return self.vocab[token]
+        return tokens_of(self.vocab, [token])[0]
 
     def to_json(self) -> dict:
         parts = {"merges": self.merges, "special_tokens": list(self.special_tokens)}
@@ -274,11 +273,7 @@ class Tokenizer:
         """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
         if "kind" not in read_json(path):  # every version's own file has one
             return load_hugging_face(cls, path)
-
-        def build(saved: dict) -> "Tokenizer":
-            return cls(saved["merges"], saved["special_tokens"], saved.get("first", range(256)))
-
-        return read_tokenizer(path, "delta-bpe", build)
+        return read_tokenizer(path, "delta-bpe", cls)
 
 
 # ---- 3. Data ----

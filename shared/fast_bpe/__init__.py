@@ -24,7 +24,7 @@ from shared.fast_bpe.words import WordCounts
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.files import UserError
 from shared.terminal import progress
-from shared.text import END_OF_TEXT, PIECE, utf8, whole_words
+from shared.text import END_OF_TEXT, PIECE, as_texts, utf8, whole_words
 
 T = TypeVar("T")
 LONG = 4_000_000  # bytes of text from which on all this is worth its while
@@ -66,7 +66,7 @@ def learn(
     updated. Most pairs are rare and never merge: only those more frequent than `least` are kept;
     when none is left, `least` falls and all are recounted.
     """
-    special_tokens = list(special_tokens)
+    special_tokens = list(as_texts(special_tokens))
     if n_merges < 0:
         least = 256 + len(special_tokens)
         raise UserError(f"--vocab-size {least + n_merges} must be at least {least}")
@@ -95,7 +95,7 @@ def count_words(
     Long texts are shared among `workers` processes, this one included; 0: one per core. The order
     of the words depends on that.
     """
-    special_tokens = list(special_tokens)
+    special_tokens = list(as_texts(special_tokens))
     pieces, workers = enough_for(workers, batches(texts))
     pieces = progress(pieces, "counting words", unit="MB", unit_scale=PIECE >> 20)
     here = WordCounts(special_tokens)
@@ -116,7 +116,7 @@ def count_words(
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:
     """The `texts` as UTF-8, in batches of about PIECE bytes."""
     batch, size = [], 0
-    for text in map(utf8, texts):
+    for text in map(utf8, as_texts(texts)):
         batch.append(text)
         size += len(text)
         if size >= PIECE:
@@ -141,7 +141,7 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
             vocab_size: int,
             special_tokens: Iterable[str] = (END_OF_TEXT,),
         ) -> T:
-            special_tokens = list(dict.fromkeys(special_tokens))
+            special_tokens = list(dict.fromkeys(as_texts(special_tokens)))
             n_merges = vocab_size - 256 - len(special_tokens)
             return cls(learn(texts, n_merges, special_tokens, workers), special_tokens)
 

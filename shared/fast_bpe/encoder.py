@@ -1,5 +1,6 @@
 """Encoding words with given merges, and texts by looking up the ids of their words."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -7,11 +8,11 @@ from threading import Lock
 
 import numpy as np
 
-from shared.fast_bpe.pairs import Pair, every_other
+from shared.fast_bpe.pairs import Pair, number_in_run
 from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.terminal import progress
-from shared.text import PIECE, utf8
+from shared.text import PIECE, as_texts, utf8
 
 MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
@@ -79,7 +80,7 @@ class Encoder:
     def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
-        texts, workers = enough_for(workers, texts)
+        texts, workers = enough_for(workers, as_texts(texts))
         texts = progress(texts, "encoding", unit="MB", unit_scale=PIECE >> 20)
         with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
             yield from shared_out(self, "encode", texts, others)
@@ -93,6 +94,12 @@ class Merger:
 
     def __init__(self, merges: Sequence[Pair], first: bytes) -> None:
         self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
+        groups, start = [], 0
+        for rank, pair in enumerate(merges):  # in a row, and none merges what another one makes
+            start = rank if max(pair) >= 256 + start else start
+            groups.append(start)
+        groups = np.unique([*groups, len(merges)], return_inverse=True)[1]
+        self.groups = groups.astype(np.min_scalar_type(groups[-1]))  # 16 bits sort fastest
 
     def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
@@ -102,11 +109,9 @@ class Merger:
         starts = np.append(0, ends[:-1])
         ids, place = self.ids[text], np.arange(len(text))
         ids[0] = ids[ends] = -1
-        # In long words, a round for each merge would take long.
-        for word in np.flatnonzero(ends - starts > LONG_WORD):
-            long = ids[starts[word] + 1 : ends[word]]
-            merged = self.merge_long(long)
-            long[: len(merged)], long[len(merged) :] = merged, -1
+        long = 1 + np.flatnonzero(np.repeat(ends - starts > LONG_WORD, ends - starts))
+        if len(long):
+            ids[long] = self.merge_long(ids[long])
         before, after = place - 1, place + 1
         pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
         while len(starts):
@@ -124,15 +129,36 @@ class Merger:
         return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
 
     def merge_long(self, ids: np.ndarray) -> np.ndarray:
-        """Merge the ids (N,) of one word, all pairs of the lowest rank at a time, left to right."""
+        """Merge the `ids` (N,) of words, each with a -1 behind it, in place.
+
+        A round for each merge would take long. Here it is for a group of merges: what they make,
+        only later groups merge. It touches only the places where their pairs are.
+        """
+        at, waiting = np.arange(len(ids)), defaultdict(list)  # group -> where its pairs are or were
+        before, after, ranks = np.roll(at, 1), np.roll(at, -1), np.empty_like(at)
         while True:
-            ranks = self.ranks.look_up(ids[:-1], ids[1:])
-            if (best := ranks.min(initial=self.ranks.none)) == self.ranks.none:
+            ranks[at] = self.ranks.look_up(ids[at], ids[after[at]])
+            at = at[ranks[at] < self.ranks.none]
+            at = at[self.groups[ranks[at]].argsort(kind="stable")]
+            groups = self.groups[ranks[at]]
+            bounds = np.flatnonzero(np.diff(groups, prepend=-1, append=-1))
+            for group, start, end in zip(groups[bounds[:-1]].tolist(), bounds, bounds[1:]):
+                waiting[group].append(at[start:end])
+            if not waiting:
                 return ids
-            at = np.flatnonzero(ranks == best)
-            at = at[every_other(np.diff(at) == 1)]  # in a a a, the first two merge
-            ids[at] = 256 + best
-            ids = np.delete(ids, at + 1)
+            group = min(waiting)
+            at = np.sort(np.concatenate(waiting.pop(group)))
+            at = at[(self.groups[ranks[at]] == group) & (np.diff(at, prepend=-1) > 0)]
+            own, left, right = ranks[at], ranks[before[at]], ranks[after[at]]
+            # Of pairs that overlap, the one of the lowest rank merges; of a a a, the first two.
+            late, number = (left < own) | (right < own), number_in_run(left == own)
+            late |= late[np.arange(len(at)) - number] | (number % 2 == 1)  # with its run, or second
+            at, rest = at[~late], at[late]
+            second = after[at]
+            third = after[second]
+            ids[at], ids[second], ranks[second] = 256 + ranks[at], -1, self.ranks.none
+            after[at], before[third] = third, at
+            at = np.concatenate((before[at], at, rest))
 
 
 class PairRanks:

@@ -121,8 +121,8 @@ class LinkedWords:
         there = (tokens.take(place) == left) & (tokens.take(second) == right)
         place, second = place[there], second[there]
         if left == right:  # of a a a, the first two merge
-            odd = every_other(place[1:] == second[:-1])
-            place, second = place[odd], second[odd]
+            even = number_in_run(np.append(False, place[1:] == second[:-1])) % 2 == 0
+            place, second = place[even], second[even]
         third = after.take(second)
         tokens[place], tokens[second] = token, -1
         after[place], before[third] = third, place
@@ -217,9 +217,8 @@ def descending(token: bytes) -> str:
     return token.translate(COMPLEMENT).decode("latin-1") + "\u0100"  # after all that goes on
 
 
-def every_other(follows: np.ndarray) -> np.ndarray:
-    """Of N things in runs, the first, third, fifth, ... of each run, as (N,) bool; `follows`
-    (N - 1,) says for each but the first whether it continues the run of the one before."""
-    number = np.arange(len(follows) + 1)
-    start = np.maximum.accumulate(np.where(np.append(False, follows), 0, number))  # of its run
-    return (number - start) % 2 == 0
+def number_in_run(follows: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... for the things of each run, (N,); `follows` (N,) says for each whether it is in
+    the run of the one before."""
+    number = np.arange(len(follows))
+    return number - np.maximum.accumulate(np.where(follows, 0, number))

@@ -33,7 +33,7 @@ import numpy as np
 import regex
 
 from shared.machine import keep_freed_memory
-from shared.text import safe_cut, utf8
+from shared.text import as_texts, safe_cut, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
 BLOCK = 1 << 18  # bytes processed at a time: numpy's arrays for them fit into the CPU's cache
@@ -252,12 +252,12 @@ class WordCounts:
     """How often each word occurs in texts; special tokens do not count as words."""
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:
-        self.special_tokens = [token.encode("utf-8") for token in special_tokens]
+        self.special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
         self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, which are not joined."""
-        parts = [utf8(text) for text in texts]
+        parts = [utf8(text) for text in as_texts(texts)]
         whole = b"\0".join([*parts, b""])  # numpy's overhead is the same for a long text
         if any(token in whole for token in self.special_tokens):
             parts = [part for text in parts for part in self.between_special_tokens(text)]
