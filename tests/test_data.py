@@ -447,9 +447,9 @@ def test_a_damaged_tokenizer_in_the_cache_is_told(tmp_path, version):
 
 def test_the_code_of_a_tokenizer_is_all_that_it_uses():
     code = code_of(v4.Tokenizer)
-    assert [part.split("'")[1] for part in code[1:]] == ["Tokenizer", "files", "terminal", "text"]
-    fast = code_of(fast_bpe.fast(v4.Tokenizer))
-    assert set(fast) > set(code) and [p for p in fast if p.startswith("('fast_bpe'")]
+    names = ["Tokenizer", "fast_bpe", "files", "terminal", "text"]  # fast_bpe merges long words
+    assert [part.split("'")[1] for part in code[1:]] == names
+    assert code_of(fast_bpe.fast(v4.Tokenizer)) == code
     for path in (ROOT / "shared" / "fast_bpe").glob("*.py"):
         assert path.read_text() in SOURCES["fast_bpe"], path
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shared import corpora, fast_bpe
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, json_sha256
+from shared.text import whole_words
 from shared.tokens import encode_file, open_token_file
 
 v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
@@ -103,6 +104,24 @@ def test_merges_are_the_most_frequent_pairs(texts, vocab_size):
         words = merged
     tokenizer = v4.Tokenizer.train(texts, vocab_size)
     assert [(tokenizer.vocab[a], tokenizer.vocab[b]) for a, b in tokenizer.merges] == learned
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_text_is_a_list_of_one(kind):
+    """Wherever texts are wanted; and so is one special token. Its letters are not."""
+    text = "the cat<|a|> " * 20
+    for one in (text, text.encode()):
+        tokenizer = kind.train(one, 270, "<|a|>")
+        assert tokenizer.to_json() == kind.train([text], 270, ["<|a|>"]).to_json()
+        assert kind([], "<|a|>").special_tokens == {"<|a|>": 256}
+        ids = tokenizer.encode(text)
+        assert [list(piece) for piece in tokenizer.encode_pieces(one)] == [ids]
+        assert list(tokenizer.encode_iterable(one)) == ids
+        assert tokenizer.encode_batch(one) == [ids]
+        assert fast_bpe.learn(one, 13, "<|a|>", workers=1) == tokenizer.merges
+        words, counts = fast_bpe.count_words(one, "<|a|>", workers=1)
+        assert dict(zip(words, counts)) == {b"the": 1, b" cat": 20, b" the": 19, b" ": 1}
+        assert list(whole_words(one, "<|a|>")) == [text.encode()]
 
 
 def test_training_stops_when_no_pair_is_left():
@@ -221,6 +240,39 @@ def test_special_tokens_are_not_learned_from(kind):
     assert END_OF_TEXT.encode() in with_specials.vocab
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_in_other_peoples_text_are_text(kind):
+    """Also where they are words."""
+    specials = [END_OF_TEXT, "the", " cat", "x"]
+    tokenizer, never_asked = (kind(TOKENIZER.merges, specials) for _ in range(2))
+    without = kind(TOKENIZER.merges, [])
+
+    @given(ANY | st.lists(st.sampled_from([*specials, " ", "a"])).map("".join))
+    @example("<|endoftext|>the cat<|endoftext|>")
+    def same(text):
+        ids = tokenizer.encode(text, special=False)
+        assert ids == TIKTOKEN.encode_ordinary(text) == without.encode(text)
+        assert tokenizer.encode(text) == never_asked.encode(text)
+
+    same()
+
+
+# ---- many texts ----
+
+
+def test_a_batch_is_each_of_its_texts(monkeypatch):
+    texts = [PROSE[:n] + "é🙂\ud800" * (n % 3) for n in range(0, 900, 30)]
+    expected = [TOKENIZER.encode(text) for text in texts]
+    several = fast_bpe.fast(v4.Tokenizer, workers=2)(TOKENIZER.merges)
+    for size in (100, 1 << 20):  # bytes that a worker gets at a time
+        monkeypatch.setattr(fast_bpe, "PIECE", size)
+        for tokenizer in (TOKENIZER, FAST, several):
+            assert tokenizer.encode_batch(texts) == expected
+            assert (
+                tokenizer.encode_batch(iter(texts)) == expected and tokenizer.encode_batch([]) == []
+            )
+
+
 # ---- streaming ----
 
 OVERLAPPING = [END_OF_TEXT, "<|a|>", "<|a|> <|b|>", "a b"]
@@ -276,6 +328,18 @@ def test_streaming_does_not_hold_the_text(tokenizer, monkeypatch):
         waiting.append(read - encoded)
     assert encoded == read == 10_000_000
     assert max(waiting) < 2_000_000
+
+
+@pytest.mark.parametrize("order", [bytes(range(256)), bytes(range(255, -1, -1))])
+def test_a_long_word_takes_no_pass_for_each_merge(order, monkeypatch):
+    """Plain Python hands it to fast_bpe, and gets the ids it would have found itself."""
+    merges = [tuple(order[i] if i < 256 else i for i in pair) for pair in TOKENIZER.merges]
+    tokenizer = v4.Tokenizer(merges, first=order)
+    word = "".join(random.Random(0).choices("the cat's réd aaa".split(), k=700))
+    expected = tokenizer.encode_word(word)
+    monkeypatch.setattr(fast_bpe, "LONG_RUN", len(word))
+    monkeypatch.setattr(v4.Tokenizer, "merge", None)
+    assert tokenizer.encode_word(word) == expected and len(word.encode()) > len(word)
 
 
 @pytest.mark.parametrize("kind", KINDS)

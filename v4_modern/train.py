@@ -32,6 +32,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
+from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
 from shared.terminal import progress
@@ -194,12 +195,6 @@ class Tokenizer:
                 bar.update()
         return cls(merges, special_tokens)
 
-    @classmethod
-    def split(cls, text: str | bytes, special: regex.Pattern) -> Iterator[str]:
-        """The words of `text`; special tokens are words of their own."""
-        for i, part in enumerate(special.split(well_formed(text))):
-            yield from cls.pattern.findall(part) if i % 2 == 0 else [part]  # odd: a special token
-
     @staticmethod
     def priority(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
         """What a heap, whose least element comes first, sorts a pair by: all signs are turned. The
@@ -224,9 +219,9 @@ class Tokenizer:
 
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order learned."""
-        if word in self.special_tokens:
-            return [self.special_tokens[word]]
         ids = list(word.encode("utf-8").translate(self.byte_ids))
+        if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
+            return Merger(self.merges, self.first)([word.encode("utf-8")])[0].tolist()
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
@@ -234,16 +229,28 @@ class Tokenizer:
             ids = self.merge(ids, best, 256 + self.ranks[best])
         return ids
 
-    def encode(self, text: str | bytes) -> list[int]:
-        """The ids of `text`; a lone surrogate is encoded as U+FFFD."""
+    def encode(self, text: str | bytes, special: bool = True) -> list[int]:
+        """The ids of `text`; a lone surrogate is encoded as U+FFFD. If not `special`, what looks
+        like special tokens is ordinary text, as it should be in other people's."""
+        text, ids = well_formed(text), []
+        for i, part in enumerate(self.special.split(text) if special else [text]):  # odd: special
+            ids += [self.special_tokens[part]] if i % 2 else self.encode_part(part)
+        return ids
+
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of `text`, which has no special tokens."""
         ids = []
-        for word in self.split(text, self.special):
+        for word in self.pattern.findall(text):
             if (of_word := self.cache.get(word)) is None:
                 if len(self.cache) >= self.most_words:
                     self.cache.clear()
                 of_word = self.cache[word] = self.encode_word(word)
             ids += of_word
         return ids
+
+    def encode_batch(self, texts: Iterable[str | bytes]) -> list[list[int]]:
+        """The ids of each of the `texts`."""
+        return [self.encode(text) for text in as_texts(texts)]
 
     def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
         """The ids of the joined `texts` (bytes: UTF-8), which may be split anywhere, in pieces."""

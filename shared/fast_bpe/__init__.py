@@ -28,7 +28,7 @@ from shared.text import END_OF_TEXT, PIECE, as_texts, utf8, whole_words
 
 T = TypeVar("T")
 LONG = 4_000_000  # bytes of text from which on all this is worth its while
-LONG_RUN = 10_000  # bytes without a blank: plain Python goes through a word once for every merge
+LONG_RUN = 1_000  # bytes without a blank: plain Python goes through a word once for every merge
 
 
 def is_long(path: str | Path) -> bool:
@@ -145,8 +145,12 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
             n_merges = vocab_size - 256 - len(special_tokens)
             return cls(learn(texts, n_merges, special_tokens, workers), special_tokens)
 
-        def encode(self, text: str) -> list[int]:
-            return self.encoder.encode(text).tolist()
+        def encode(self, text: str | bytes, special: bool = True) -> list[int]:
+            return self.encoder.encode(text, special).tolist()
+
+        def encode_batch(self, texts: Iterable[str | bytes]) -> list[list[int]]:
+            found = self.encoder.encode_texts(batches(texts), workers, "encode_each")
+            return [ids.tolist() for some in found for ids in some]
 
         def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[np.ndarray]:
             return self.encoder.encode_texts(whole_words(texts, self.special_tokens), workers)

@@ -47,10 +47,11 @@ class Encoder:
         ids = np.array(list(self.special_tokens.values()), self.dtype)
         self.rows.append(ids, np.ones_like(ids, np.int64))
 
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD."""
+    def encode(self, text: str | bytes, special: bool = True) -> np.ndarray:
+        """The ids of `text`, (N,) uint16 or uint32; a lone surrogate is encoded as U+FFFD. If not
+        `special`, special tokens are ordinary text."""
         data, ids = utf8(text), [np.zeros(0, self.dtype)]
-        specials = find_special(data, self.special_bytes)
+        specials = find_special(data, self.special_bytes if special else ())
         # In pieces: new memory for the whole of a long text would take a fifth of the time.
         for start, end in cuts(data, PIECE, partial(start_of_span, spans=specials[:, :2])):
             first, last = specials[:, 0].searchsorted((start, end))
@@ -77,13 +78,19 @@ class Encoder:
         parts = range(0, len(numbers), MANY_WORDS)
         return [self.rows.lay(numbers[i : i + MANY_WORDS]) for i in parts]
 
-    def encode_texts(self, texts: Iterable[str | bytes], workers: int = 0) -> Iterator[np.ndarray]:
+    def encode_each(self, texts: Iterable[str | bytes]) -> list[np.ndarray]:
+        """The ids of each of the `texts`."""
+        return [self.encode(text) for text in texts]
+
+    def encode_texts(
+        self, texts: Iterable[str | bytes], workers: int = 0, method: str = "encode"
+    ) -> Iterator[np.ndarray]:
         """The ids of each of the `texts`, in order. Many are shared among `workers` processes, this
         one included; 0: one per core. The ids do not depend on that."""
         texts, workers = enough_for(workers, as_texts(texts))
         texts = progress(texts, "encoding", unit="MB", unit_scale=PIECE >> 20)
         with crew(workers - 1, Encoder, *self.parts, rested=self.rested) as others:
-            yield from shared_out(self, "encode", texts, others)
+            yield from shared_out(self, method, texts, others)
 
 
 class Merger:
