@@ -35,9 +35,10 @@ from benchmarks.common import (
 from benchmarks.pictures import axes_of, publish
 from shared import fast_bpe
 from shared.command_line import clear_errors, parse_options
-from shared.corpora import SEPARATOR, load_corpus, read_documents, read_pieces
+from shared.corpora import load_corpus, read_documents
 from shared.files import UserError, json_sha256, read_json, write_json
 from shared.machine import machine_facts
+from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
 from shared.tokens import encode_file, open_token_file

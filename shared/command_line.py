@@ -64,10 +64,7 @@ def parse(
         kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
         config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
-    if config.data not in ("pydocs", *DOWNLOADS):
-        folders = (path.resolve() for path in named(config.data) if path.is_dir())
-        if not uses and any(Path(whole_path(out)).is_relative_to(p) for p in folders):
-            raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
+    if is_path := config.data not in ("pydocs", *DOWNLOADS):
         # A link's own name, not its file's, says of which format that is.
         config = replace(config, data=str(Path(os.path.expanduser(config.data)).absolute()))
     config = replace(config, out=out)
@@ -77,6 +74,10 @@ def parse(
         need_package("tensorboard", "--tensorboard")
     if not uses and is_first():
         check_folder(Path(whole_path(config.out)))
+    if is_path and not uses:
+        folders = (path.resolve() for path in named(config.data) if path.is_dir())
+        if any(Path(whole_path(out)).is_relative_to(folder) for folder in folders):
+            raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
     return config
 
 

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from shared.downloads import DOWNLOADS, download, one_at_a_time
 from shared.files import (
+    PIECE_BYTES,
     ROOT,
     UserError,
     atomic_write,
@@ -30,12 +31,10 @@ from shared.files import (
     write_json,
 )
 from shared.reading import (
-    PIECE_BYTES,
     SEPARATOR,
     has_fields,
     named,
     read_document_pieces,
-    read_pieces,  # noqa: F401 - for v4
     read_texts,
     text_files,
 )

@@ -32,15 +32,9 @@ import regex
 import torch
 from torch import Tensor
 
-from shared.corpora import (
-    END_OF_TEXT,
-    PIECE_BYTES,
-    Corpus,
-    cache_folder,
-    read_documents,
-    read_pieces,
-)
-from shared.files import ROOT, UserError, atomic_write, json_sha256, write_text
+from shared.corpora import END_OF_TEXT, Corpus, cache_folder, read_documents
+from shared.files import PIECE_BYTES, ROOT, UserError, atomic_write, json_sha256, write_text
+from shared.reading import read_pieces
 from shared.terminal import progress
 
 T = TypeVar("T")

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import shared.text
 from shared import corpora, fast_bpe, reading
-from shared.corpora import END_OF_TEXT, load_corpus, read_documents, read_pieces, sample_documents
+from shared.corpora import END_OF_TEXT, load_corpus, read_documents, sample_documents
 from shared.files import UserError, atomic_write, file_sha256, read_json, write_json
+from shared.reading import read_pieces
 from shared.tokens import (
     SOURCES,
     cached_tokenizer,

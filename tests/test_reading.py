@@ -208,11 +208,9 @@ KINDS = {
     "a tar archive": [
         saved(lambda f: tarfile.open(fileobj=f, mode="w").addfile(tarfile.TarInfo()))
     ],
-    "a NumPy array": [saved(lambda f: np.save(f, np.zeros(3)))],
     "packed twice": [gzip.compress(gzip.compress(b"text")), lzma.compress(bz2.compress(b"text"))],
     "a JPEG picture": [b"\xff\xd8\xff\xe0\0\x10JFIF"],
     "a GIF picture": [b"GIF89a\1\0"],
-    "a WebP picture": [b"RIFF\1\2\0\0WEBPVP8 "],
     "a video": [b"\0\0\0\x20ftypisom"],
     "a pointer to a file": [b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n"],
     "UTF-16 text, not": [gzip.compress("text".encode("utf-16"))],
@@ -262,7 +260,7 @@ def test_text_is_not_taken_for_something_else(tmp_path):
         ("{}", "no field 'text'; --text-field can name another: none"),
         ('{"text": null}', "the field 'text' is no text but NoneType"),
         ('{"text": ["a"]}', "the field 'text' is no text but list"),
-        ('"' + "a" * 200_000, "this is longer than 150,000 characters"),
+        ('"' + "a" * 200_000, "longer than 150,000 characters"),
     ],
 )
 def test_a_bad_line_is_told(line, said, tmp_path, monkeypatch):
@@ -305,7 +303,7 @@ def test_what_is_packed_badly_is_told(packed, tmp_path):
 @pytest.mark.parametrize("packed", [".bz2", ".xz", ".zst"])
 def test_a_bomb_is_not_unpacked(packed, tmp_path):
     (tmp_path / "bomb.txt").write_bytes(PACKED[packed](b"boom\n" * (4 << 20)))
-    with pytest.raises(UserError, match="unpacks to more than 1,000 times its size"):
+    with pytest.raises(UserError, match="unpacks to over 1,000 times its size"):
         load_corpus(str(tmp_path / "bomb.txt"))
     (tmp_path / "bomb.txt").write_bytes(PACKED[packed](b"boom\n" * 100_000))  # a small one may be
     assert texts_in(tmp_path / "bomb.txt") == "boom\n" * 100_000

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
-from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_pieces, well_formed
+from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
 from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
 from shared.model_table import print_model
+from shared.reading import read_pieces
 from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
