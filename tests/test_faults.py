@@ -360,7 +360,8 @@ def test_a_read_only_folder(subject, corpus_file, monkeypatch):
         monkeypatch.setattr(tempfile, "tempdir", None)
         with nobody():
             new = refusal(subject, subject.arguments(folder / "new", data=folder / "a.txt"))
-            old = refusal(subject, ["--resume", "--out", folder / "run"])
+            resume = ["--resume", "--out", folder / "run", "--data", folder / "a.txt"]
+            old = refusal(subject, resume)
         assert f"no files can be written to {folder}" in new
         assert f"no files can be written to {folder / 'run'}" in old
         for path in (folder, folder / "run"):
