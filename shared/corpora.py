@@ -37,6 +37,7 @@ from shared.reading import (
     read_document_pieces,
     read_texts,
     text_files,
+    whole_documents,
 )
 from shared.terminal import progress
 from shared.text import END_OF_TEXT, well_formed  # noqa: F401 - for the versions
@@ -135,13 +136,7 @@ def _content_key(files: list[Path], field: str) -> str:
 
 def read_documents(path: str | Path) -> Iterator[str]:
     """The documents of a UTF-8 file, in order and unchanged; empty ones are left out."""
-    parts = []
-    for piece, ends in read_document_pieces(path):
-        parts.append(piece)
-        if ends:
-            if document := "".join(parts):
-                yield document
-            parts = []
+    return whole_documents(read_document_pieces(path))
 
 
 def sample_documents(corpus: Corpus, n_bytes: int) -> Iterator[str]:

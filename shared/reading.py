@@ -129,6 +129,17 @@ def has_fields(file: Path) -> bool:
     return file.suffix.lower() == ".parquet" or bool(JSON_LINES.search(file.name))
 
 
+def whole_documents(pieces: Iterable[tuple[str, bool]]) -> Iterator[str]:
+    """The documents, each as a whole; empty ones are left out."""
+    parts = []
+    for piece, ends in pieces:
+        parts.append(piece)
+        if ends:
+            if document := "".join(parts):
+                yield document
+            parts = []
+
+
 def joined(pieces: Iterable[tuple[str, bool]]) -> Iterator[bytes]:
     """The documents as one UTF-8 text again, with `<|endoftext|>` between any two."""
     between = b""

@@ -29,6 +29,7 @@ from shared.curves import draw_loss, event_writer, write_events
 from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
 from shared.model_table import check_memory
+from shared.reading import named, read_texts, text_files, whole_documents
 from shared.run_folder import give_back, open_folder
 from shared.terminal import (
     answered,
@@ -54,7 +55,7 @@ Evaluate = Callable[[torch.nn.Module, np.ndarray, Tokenizer, int, int], tuple[fl
 FREE_OPTIONS = {
     *("data", "out", "steps", "device", "resume", "sample", "prompt", "temperature", "top_k"),
     *("top_p", "max_new_tokens", "checkpoint_every", "compile", "workers", "tensorboard"),
-    *("print_model", "init_from", "dtype", "evaluate_every", "score", "best"),
+    *("print_model", "init_from", "dtype", "evaluate_every", "score", "best", "text_field"),
 }
 
 
@@ -468,7 +469,11 @@ class Run:
     def score(self, evaluate: Evaluate) -> None:
         """Print how well the model predicts the text in --score, by the version's `evaluate`: the
         number at the end of training, if it is the validation text."""
-        config, tokens = self.config, encode_documents(self.config.score, self.tokenizer)
+        config = self.config
+        if not (files := text_files(named(config.score))):
+            raise UserError(f"--score {config.score}: no text of that name")
+        documents = whole_documents(read_texts(files, config.text_field))
+        tokens = encode_documents(documents, self.tokenizer)
         of_text = evaluate(
             self.model, tokens, self.tokenizer, config.context_length, config.batch_size
         )

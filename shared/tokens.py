@@ -61,15 +61,18 @@ class Tokenizer(Protocol):
 
 def encode_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the training and the validation text, (N,) each, held in memory."""
-    return encode_documents(corpus.train, tokenizer), encode_documents(corpus.val, tokenizer)
+    train, val = (
+        encode_documents(read_documents(path), tokenizer) for path in (corpus.train, corpus.val)
+    )
+    return train, val
 
 
-def encode_documents(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of a text file, (N,): an `<|endoftext|>`, and another one after each document."""
+def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of `documents`, (N,): an `<|endoftext|>`, and another one after each of them."""
     end = tokenizer.special_tokens[END_OF_TEXT]
     dtype = smallest_dtype(tokenizer.vocab_size)
     pieces = [np.array([end], dtype)]
-    for document in progress(read_documents(path), f"encoding {Path(path).name}", unit="document"):
+    for document in progress(documents, "encoding", unit="document"):
         pieces.append(np.array([*tokenizer.encode(document), end], dtype))
     return np.concatenate(pieces)
 

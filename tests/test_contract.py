@@ -258,6 +258,11 @@ def test_a_text_is_scored_as_at_the_end_of_training(version, corpus_file, tmp_pa
     assert f"val loss {summary['val_loss']:.4f} | perplexity {summary['perplexity']:8.2f}" in said
     assert f"bits per byte {summary['bits_per_byte']:.4f}" in said
     assert f"{summary['scored_bytes']:,} bytes" in said
+    documents = [json.dumps({"body": text}) for text in read_documents(val)]
+    (tmp_path / "val.jsonl").write_text("\n".join(documents))
+    field = ["--text-field", "body", "--out", str(tmp_path)]
+    version.main(["--score", str(tmp_path / "val.jsonl"), *field])
+    assert capsys.readouterr().out == said.replace(str(val), str(tmp_path / "val.jsonl"))
     with pytest.raises(SystemExit) as stop:
         version.main(["--score", str(tmp_path / "missing.txt"), "--out", str(tmp_path)])
     assert stop.value.code == 2 and "missing.txt" in capsys.readouterr().err
