@@ -43,6 +43,7 @@ from shared.terminal import progress
 from shared.text import END_OF_TEXT, well_formed  # noqa: F401 - for the versions
 
 VALIDATION_EVERY = 10  # every such document is for validation
+MOST_BLANK = 64  # pieces of a document that are only whitespace, which are held in memory
 CHECKED_BYTES = 1 << 26  # a prepared corpus up to this size is verified by its hash when opened
 SURELY = 10**10  # nanoseconds: a file that has been as it is for longer would show any change since
 
@@ -218,6 +219,8 @@ def _visible(pieces: Iterable[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
             yield "".join([*blank, piece]), ends
         blank = [] if visible or ends else [*blank, piece]
         visible = visible and not ends
+        if len(blank) > MOST_BLANK:
+            raise UserError(f"a document begins with {MOST_BLANK} MB of blanks: this is not text")
 
 
 def _cut_off_a_tenth(train: BinaryIO, val: BinaryIO) -> None:

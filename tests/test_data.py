@@ -91,6 +91,13 @@ def test_documents_keep_their_blanks_where_pieces_end(tmp_path, size, monkeypatc
     assert list(read_documents(corpus.val)) == documents[9::10]
 
 
+def test_blanks_without_end_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PIECE_BYTES", 10)
+    monkeypatch.setattr(corpora, "MOST_BLANK", 4)
+    with pytest.raises(UserError, match="4 MB of blanks: this is not text"):
+        load_corpus(write(tmp_path / "a.txt", "one" + END_OF_TEXT + " " * 900 + "two"))
+
+
 def test_a_folder_is_its_files_in_order(tmp_path):
     folder = tmp_path / "texts"
     (folder / "sub").mkdir(parents=True)

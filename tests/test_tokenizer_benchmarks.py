@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import load_version, small_text
-from tqdm import tqdm
 
 from benchmarks import scale, tokenizers
 from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
+from shared.terminal import progress
 from shared.tokens import open_token_file
 
 Tokenizer = load_version("v4_modern").Tokenizer
@@ -104,7 +104,7 @@ def test_scale_writes_its_text_again_and_measures_it(tmp_path):
 
 def test_scale_ends_its_text_where_no_progress_is_shown(monkeypatch, tmp_path):
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(scale, "tqdm", partial(tqdm, disable=True))  # as TQDM_DISABLE=1 does
+    monkeypatch.setattr(scale, "progress", partial(progress, disable=True))  # TQDM_DISABLE=1
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, limits[1]))
     try:
