@@ -42,11 +42,12 @@ from benchmarks.common import (
     short_commit,
     write_readme,
 )
+from shared.checkpoints import all_finite
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
 from shared.machine import machine_facts
-from shared.run import Run, all_finite
+from shared.run import Run
 from shared.terminal import print_text, progress
 
 SIZES = {  # of a run of seconds; a version takes those that it knows

@@ -12,8 +12,6 @@ import json
 import math
 import signal
 import sys
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared.checkpoints import all_finite, checked_progress, read_state, unlike, write_state
 from shared.command_line import encode_prompt, pick_device, pick_dtype, processes
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
-from shared.files import UserError, atomic_write, json_sha256, write_json, write_text
+from shared.files import UserError, json_sha256, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
 from shared.model_table import check_memory
 from shared.reading import named, read_texts, text_files, whole_documents
@@ -135,22 +134,13 @@ class Run:
                 f"the weights are not finite after step {self.step}: lower the learning rates "
                 "and start again; the last checkpoint is kept"
             )
-        self._write(state, self.checkpoint)
+        write_state(state, self.checkpoint)
         if self.best_weights:
             step = {"step": best_row(self.rows)["step"]}
             progress = state["progress"] | step
             changed = {"model": self.best_weights, "optimizers": [], "progress": progress}
-            self._write(state | changed, self.best)
+            write_state(state | changed, self.best)
             self.best_weights = {}
-
-    def _write(self, state: dict[str, Any], path: Path) -> None:
-        try:
-            with atomic_write(path) as file:
-                torch.save(state, file)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if a disk is full
-            system = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(system, "strerror", None) or "is the disk full?"
-            raise UserError(f"{path} cannot be written ({reason})") from None
 
     @contextmanager
     def read_checkpoint(self) -> Iterator[dict[str, Any]]:
@@ -158,8 +148,7 @@ class Run:
         after the block, the progress is restored.
 
         UserError if there is no checkpoint, if it is from another run or damaged, or if restoring
-        fails in any way. It may come from anybody, so all it claims is checked before it is used:
-        neither packed parts nor views that repeat a number may take more memory than the file.
+        fails in any way.
         """
         path, other = self.checkpoint, ""
         if "context_length" not in self.identity:
@@ -167,23 +156,11 @@ class Run:
         if not path.exists():
             raise UserError(f"{path} is not there: train first, or name the run with --out")
         try:
-            with warnings.catch_warnings():  # we report unusable files ourselves
-                warnings.simplefilter("ignore")
-                with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
-                    size = path.stat().st_size
-                    if sum(part.file_size for part in archive.infolist()) > size:
-                        raise UserError(f"{path} is packed, which no checkpoint of ours is")
-                    if damaged := archive.testzip():
-                        raise UserError(f"{path} is damaged (in {damaged})")
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = read_state(path)
             self._check_identity(saved["run"])
             progress = checked_progress(saved["progress"])
             if wrong := unlike(saved["model"], self.model.state_dict()):
                 raise UserError(f"{path} is not a whole checkpoint{other}: {wrong}")
-            if any(not x.nbytes <= x.untyped_storage().nbytes() <= size for x in tensors(saved)):
-                raise ValueError("tensors are larger than the file")
-            if not all_finite(saved):
-                raise ValueError("weights are not finite")
             yield saved
             vars(self).update(progress)
         except UserError:
@@ -570,43 +547,3 @@ def best_row(rows: list[dict]) -> dict:
     """The row of the best evaluation."""
     scored = (row for row in rows if "bits_per_byte" in row)
     return min(scored, key=lambda row: row["bits_per_byte"])
-
-
-def checked_progress(progress: dict) -> dict:
-    """`progress`; ValueError unless each part of it is what `Run.progress` returned."""
-    numbers = progress["seconds"], *progress["losses"]
-    whole = type(progress["step"]) is int and progress["step"] >= 0
-    whole &= all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
-    whole &= all(type(row.get("step")) is int for row in progress["rows"])
-    whole &= all(type(x) in (int, float, str) for row in progress["rows"] for x in row.values())
-    if not whole:
-        raise ValueError("not the progress of a run")
-    return {name: progress[name] for name in ("step", "seconds", "losses", "rows")}
-
-
-def unlike(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> str:
-    """How `theirs` differ from weights with `ours` names, shapes and types, or ""."""
-    if theirs.keys() != ours.keys():
-        return "its weights have other names"
-    for name, mine in ours.items():
-        found, wanted = (f"{x.dtype} {tuple(x.shape)}" for x in (theirs[name], mine))
-        if found != wanted:
-            return f"{name} is {found}, not {wanted}"
-    return ""
-
-
-def tensors(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401
-    """The tensors in nested dicts and lists, each once: lists within lists may repeat endlessly."""
-    parts, seen = [state], set()
-    while parts:
-        part = parts.pop()
-        if isinstance(part, torch.Tensor):
-            yield part
-        elif isinstance(part, dict | list | tuple | set) and id(part) not in seen:
-            seen.add(id(part))
-            parts += part.values() if isinstance(part, dict) else part
-
-
-def all_finite(state: Any) -> bool:  # noqa: ANN401
-    """Whether all numbers in all tensors of nested dicts and lists are finite."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors(state))

@@ -27,9 +27,10 @@ from tqdm import tqdm
 from benchmarks import faults, soak
 from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
+from shared.checkpoints import tensors
 from shared.command_line import load_config
 from shared.files import UserError, read_json
-from shared.run import Run, tensors
+from shared.run import Run
 from shared.run_folder import RUN_FILES, give_back, lock_metrics, open_folder
 from shared.terminal import progress
 from shared.tokens import open_token_file
