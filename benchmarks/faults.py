@@ -10,8 +10,10 @@ Results go to benchmarks/results/faults/; `--readme` breaks nothing and only rew
 from them (also the README's). Linux and macOS.
 """
 
+import codecs
 import contextlib
 import functools
+import gzip
 import io
 import json
 import os
@@ -48,7 +50,7 @@ from shared.corpora import END_OF_TEXT, load_corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
 from shared.machine import machine_facts
 from shared.run import Run
-from shared.terminal import print_text, progress
+from shared.terminal import ended_by, print_text, progress
 
 SIZES = {  # of a run of seconds; a version takes those that it knows
     "vocab_size": 300,
@@ -327,9 +329,10 @@ def kill(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """Ctrl-C and SIGTERM at any moment."""
+    """Ctrl-C, and the signals of systems and clusters that want their machine back, at any time."""
+    numbers = [signal.SIGINT, *ended_by()]
     for n in range(options.rounds):
-        number = (signal.SIGINT, signal.SIGTERM)[n % 2]
+        number = numbers[n % len(numbers)]
         out = subject.folder / f"stopped{n}"
         for fault in moments(subject, chance, number):
             outcome = start(subject, out, fault)
@@ -367,6 +370,20 @@ def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
         start(subject, out)
         lost = lost or difference(whole / "run", out / "run")
         yield "disk full", "refused, then resumed" if outcome.status else "fitted", lost
+
+
+def output(subject: Subject, chance: random.Random, options: Options) -> Trials:
+    """A full disk behind a log, and no output at all: training goes on."""
+    for where in ("> /dev/full", "2> /dev/full", ">&- 2>&-"):
+        out = subject.folder / "output"
+        shutil.rmtree(out, ignore_errors=True)
+        program = [sys.executable, str(ROOT / subject.version / "train.py")]
+        program += map(str, subject.arguments(out / "run"))
+        one_thread = os.environ | {"LADDER_CACHE": str(out / "cache"), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(["sh", "-c", f'"$0" "$@" {where}', *program], env=one_thread)
+        lost = f"status {ended.returncode}" if ended.returncode else ""
+        lost = lost or difference(subject.folder / "untouched" / "run", out / "run")
+        yield "no output", "went on", lost and f"{where}: {lost}"
 
 
 def numbers(subject: Subject, chance: random.Random, options: Options) -> Trials:
@@ -486,7 +503,20 @@ def texts(subject: Subject, chance: random.Random, options: Options) -> Trials:
     """Whatever a file may contain: trained on, or refused in one line."""
     prose = subject.text.read_bytes()
     picture = (RESULTS / "seconds-120" / "bits.png").read_bytes()
+    lines = [json.dumps({"text": line}) for line in prose.decode("utf-8").splitlines() if line]
+    rows, packed = "\n".join(lines).encode(), gzip.compress(prose)
     for name, content in {
+        "JSON lines.jsonl": rows,
+        "JSON lines, cut short.jsonl": rows[:-2],
+        "JSON lines of other fields.jsonl": rows.replace(b'"text"', b'"body"'),
+        "JSON lines of numbers.jsonl": b"1\n" * 1000,
+        "packed.gz": packed,
+        "packed JSON lines.jsonl.gz": gzip.compress(rows),
+        "packed, cut short.gz": packed[:-100],
+        "packed, then more.gz": packed + b"more",
+        "packed blanks.gz": gzip.compress(bytes(50_000_000)),
+        "a packed picture.gz": gzip.compress(picture),
+        "a byte-order mark": codecs.BOM_UTF8 + prose,
         "random bytes": chance.randbytes(100_000),
         "a picture": picture,
         "NULs": bytes(100_000),
@@ -499,7 +529,8 @@ def texts(subject: Subject, chance: random.Random, options: Options) -> Trials:
         "50,000 empty documents and a text": END_OF_TEXT.encode() * 50_000 + prose,
         "white space": b" \n\t\r\n" * 20_000,
     }.items():
-        path = subject.folder / "any.txt"
+        _, dot, suffixes = name.partition(".")
+        path = subject.folder / f"any.{suffixes if dot else 'txt'}"
         path.write_bytes(content)
         out = subject.folder / "texts"
         shutil.rmtree(out, ignore_errors=True)
@@ -550,7 +581,7 @@ def call(subject: Subject, arguments: list[str], most: int = 100) -> tuple[int, 
 
 
 FAULTS = {
-    f.__name__: f for f in (kill, stop, disk, numbers, two, files, values, texts)
+    f.__name__: f for f in (kill, stop, disk, output, numbers, two, files, values, texts)
 }  # name -> function
 
 
