@@ -27,6 +27,11 @@ TOKEN_BYTES = 1 << 28  # of a file's tokens in all; GPT-4o's 200,000 tokens have
 class UserError(Exception):
     """An error that the user can fix; its message says how, in one line."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, where an option is a field of Config: that line alone."""
+        option = r"--([a-z]+(?:-[a-z]+)*)"
+        return [f"error: {re.sub(option, lambda name: name[1].replace('-', '_'), str(self))}"]
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:

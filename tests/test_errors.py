@@ -447,6 +447,14 @@ def test_what_the_system_refuses(number, status, folder, capsys, tmp_path, monke
     assert capsys.readouterr().err == f"error: The system's words: {path}{hint}\n"
 
 
+def test_an_error_in_a_notebook_is_a_line():
+    """IPython asks an exception for it (InteractiveShell.showtraceback)."""
+    with pytest.raises(UserError) as error:
+        load_version("v0_bigram").Config(batch_size=-1)
+    line = "error: batch_size -1 must be more than 0, at most 1,000,000"
+    assert error.value._render_traceback_() == [line]
+
+
 def test_an_error_has_a_line_of_its_own(capsys):
     with pytest.raises(SystemExit), clear_errors():
         bar = tqdm(total=3, leave=False)
