@@ -79,7 +79,9 @@ WRONG_VALUES = ("0", "-1", "-0.5", "nan", "inf", "1e400", "1e-320", str(10**30),
 class Options:
     """Break runs of the versions and check what is lost."""
 
-    faults: tuple[str, ...] = ()  # kill stop disk numbers two files values texts; all if none
+    faults: tuple[
+        str, ...
+    ] = ()  # kill stop disk output numbers two files values texts; all if none
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
     rounds: int = 2  # of kills, of stops and of full disks: some seven of each a version
     damages: int = 40  # of each file, of each version
