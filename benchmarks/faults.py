@@ -376,6 +376,7 @@ def disk(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 def output(subject: Subject, chance: random.Random, options: Options) -> Trials:
     """A full disk behind a log, and no output at all: training goes on."""
+    _ = subject.untouched  # the run to compare with
     for where in ("> /dev/full", "2> /dev/full", ">&- 2>&-"):
         out = subject.folder / "output"
         shutil.rmtree(out, ignore_errors=True)

@@ -25,22 +25,26 @@ def write_state(state: dict[str, Any], path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What was written to `path`. Any error if it is damaged, or if it would take more memory than
-    the file: by packed parts, or by views that repeat a number."""
-    size = path.stat().st_size
+    """What was written to `path`, as far as it takes no more memory than the file; any error if it
+    is damaged."""
     with warnings.catch_warnings():  # we report unusable files ourselves
         warnings.simplefilter("ignore")
         with zipfile.ZipFile(path) as archive:  # torch ignores wrong checksums
-            if sum(part.file_size for part in archive.infolist()) > size:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise UserError(f"{path} is packed, which no checkpoint of ours is")
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged (in {damaged})")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_tensors(saved: dict[str, Any], path: Path) -> None:
+    """ValueError if tensors read from `path` are views that repeat a number, which would take more
+    memory than the file as soon as they are used, or are not finite."""
+    size = path.stat().st_size
     if any(not x.nbytes <= x.untyped_storage().nbytes() <= size for x in tensors(saved)):
         raise ValueError("tensors are larger than the file")
     if not all_finite(saved):
         raise ValueError("weights are not finite")
-    return saved
 
 
 def checked_progress(progress: dict) -> dict:

@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.checkpoints import all_finite, checked_progress, read_state, unlike, write_state
+from shared.checkpoints import (
+    all_finite,
+    check_tensors,
+    checked_progress,
+    read_state,
+    unlike,
+    write_state,
+)
 from shared.command_line import encode_prompt, pick_device, pick_dtype, processes
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
@@ -161,6 +168,7 @@ class Run:
             progress = checked_progress(saved["progress"])
             if wrong := unlike(saved["model"], self.model.state_dict()):
                 raise UserError(f"{path} is not a whole checkpoint{other}: {wrong}")
+            check_tensors(saved, path)
             yield saved
             vars(self).update(progress)
         except UserError:
