@@ -482,7 +482,7 @@ class Run:
         if best["step"] == self.step:
             self.best.unlink(missing_ok=True)
         summary = self._summary(corpus_tokens)
-        self._draw(f"{summary['bits_per_byte']:.3f} bits per byte")
+        self._draw(f"{summary['bits_per_byte']:.3f} bits per byte of all validation text")
         write_json(self.out / "summary.json", summary)  # last: it marks the run as finished
         self.metrics_file.close()
         if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
