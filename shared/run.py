@@ -141,13 +141,13 @@ class Run:
                 f"the weights are not finite after step {self.step}: lower the learning rates "
                 "and start again; the last checkpoint is kept"
             )
-        write_state(state, self.checkpoint)
-        if self.best_weights:
-            step = {"step": best_row(self.rows)["step"]}
+        if self.best_weights:  # first: a checkpoint's best evaluation has its weights on disk
+            step = {"step": best_row(self.rows[self.kept_from :])["step"]}
             progress = state["progress"] | step
             changed = {"model": self.best_weights, "optimizers": [], "progress": progress}
             write_state(state | changed, self.best)
             self.best_weights = {}
+        write_state(state, self.checkpoint)
 
     @contextmanager
     def read_checkpoint(self) -> Iterator[dict[str, Any]]:
@@ -205,6 +205,8 @@ class Run:
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         self.until_exit = ExitStack()
         self._open_files()
+        # Of earlier evaluations no weights are left once the last was the best.
+        self.kept_from = 0 if self.best.exists() else len(self.rows)
         stops = signal.SIGINT, *ended_by()
         self.until_exit.enter_context(answered(stops, self._remember))
         self.began = self.step
@@ -353,7 +355,7 @@ class Run:
         if len(tokens) == self.quick_tokens:
             seconds = round(self.seconds, 3)
             self._append_row({"step": self.step, **self.scores, "seconds": seconds, **speed})
-            if best_row(self.rows) is self.rows[-1]:
+            if best_row(self.rows[self.kept_from :]) is self.rows[-1]:
                 weights = self.model.state_dict().items()
                 self.best_weights = {name: weight.to("cpu", copy=True) for name, weight in weights}
         trained = [row["train_loss"] for row in self.rows if "train_loss" in row]
@@ -475,7 +477,7 @@ class Run:
 
         `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen.
         """
-        sample, best = "".join(self.write(generate)), best_row(self.rows)
+        sample, best = "".join(self.write(generate)), best_row(self.rows[self.kept_from :])
         self._check_folder()
         self._append_row({"step": self.step, "sample": sample})
         self._write_samples()
@@ -516,7 +518,7 @@ class Run:
             "train_tokens": tokens,
             "train_bytes": round(tokens * corpus.train_bytes / corpus_tokens),
             "times_read": round(tokens / corpus_tokens, 2),
-            "best_step": best_row(self.rows)["step"],
+            "best_step": best_row(self.rows[self.kept_from :])["step"],
             "seconds": round(self.seconds, 3),
             "tokens_per_second": None,
             **self.speed(self.step, self.seconds),

@@ -305,6 +305,27 @@ def test_the_best_weights_are_kept(version, best, corpus_file, tmp_path, monkeyp
     assert stop.value.code == 2 and "--best is for" in capsys.readouterr().err
 
 
+def test_the_best_evaluation_is_one_whose_weights_are_left(version, corpus_file, tmp_path):
+    """Not one before the end of a run that then goes on: its last was the best."""
+    evaluate, factors = version.evaluate, iter([1, 0.5, 0.3, 2, 3, 4, 5, 6])
+
+    def rated(*arguments):
+        nats, n_bytes = evaluate(*arguments)
+        return nats * next(factors), n_bytes
+
+    options = {"data": str(corpus_file), "out": str(tmp_path), "evaluate_every": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(version, "evaluate", rated)
+        if version.__name__ == "ladder_v0_bigram":  # scores a table of counts, too
+            patch.setattr(version, "count_bigrams", lambda *_: version.LanguageModel(_[1]))
+            factors = iter([1, 0.5, 0.3, 1, 2, 3, 4])
+        first = version.train(small_config(version, **options, steps=3))
+        assert first["best_step"] == 3 and not (tmp_path / "best.pt").exists()
+        summary = version.train(small_config(version, **options, steps=6, resume=True))
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert best["progress"]["step"] == summary["best_step"] == 4
+
+
 def test_samples_are_kept_with_their_steps(version, corpus_file, tmp_path, capsys):
     options = {"out": str(tmp_path), "steps": 4, "evaluate_every": 2}
     version.train(small_config(version, data=str(corpus_file), **options))

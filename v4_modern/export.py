@@ -105,7 +105,8 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
     if run.checkpoint == run.best:  # then the last was not the best
-        summary |= best_row(run.rows) | {"steps": run.step}
+        of_step = [row for row in run.rows if row["step"] == run.step]
+        summary |= best_row(of_step) | {"steps": run.step}
     elif summary.get("steps") != run.step:
         raise UserError(f"{folder} was trained further after its end: finish it with --resume")
     try:
