@@ -26,7 +26,6 @@ from benchmarks.common import (
     RESULTS,
     check_name,
     fold,
-    idea,
     markdown,
     mean,
     open_run,

@@ -21,7 +21,6 @@ from shared.files import atomic_write, write_text
 from shared.run import QUICK_BYTES
 from shared.terminal import print_text
 
-
 HEAD = {"va": "center", "fontsize": 10.5, "fontweight": "bold"}
 BAR_TEXT = {"ha": "right", "va": "center", "fontweight": "bold"}
 WRITTEN = {"va": "center", "family": "monospace", "fontsize": 9.5, "parse_math": False}
