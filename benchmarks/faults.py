@@ -7,7 +7,7 @@
 A fault is survived if the run, when resumed, ends with exactly the weights, metrics, summary,
 sample and picture of an undisturbed run, except for times; or if one line says what is wrong.
 Results go to benchmarks/results/faults/; `--readme` breaks nothing and only rewrites the tables
-from them (also the README's). Linux and macOS.
+from them (also those in README.md here). Linux and macOS.
 """
 
 import codecs
@@ -634,7 +634,7 @@ def times(trials: Iterable[dict], what: str = "count") -> int:
 
 
 def report(results: dict) -> str:
-    """The table, as it stands in table.md and in benchmarks/README.md: a row for each kind of
+    """The table, as it stands in table.md: a row for each kind of
     fault, wherever it struck, but one for each place where something was lost."""
     kinds: dict[str, list[dict]] = {}
     losing = {trial["where"] for trial in results["trials"] if trial["lost"]}

@@ -29,10 +29,11 @@ README = TEXTS["README.md"]
 ALL = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", "\n".join(TEXTS.values()))
 PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", ALL)
 # Lines of indented blocks (of four columns, seven in a list) that begin with a program's name, with
-# what they go on with after a backslash; and what stands in a sentence and begins with `python`.
+# what they go on with after a backslash; and what stands in a sentence and begins with `python`
+# or `torchrun`.
 PROGRAMS = r"(?:[A-Z_]+=\S+ )?(?:python|torchrun|pytest|pip|git|diff|grep) "
 COMMANDS = re.findall(rf"(?m)^(?: {{4}}| {{7}})({PROGRAMS}(?:.*\\\n)*.*)$", ALL)
-COMMANDS += re.findall(r"`(python [^`]+)`", ALL)
+COMMANDS += re.findall(r"`((?:python|torchrun) [^`]+)`", ALL)
 COMMANDS = list(dict.fromkeys(re.sub(r"\\?\n *", " ", command) for command in COMMANDS))
 # A command is not run here if a comment behind it says how long it takes, or what it needs.
 LONG = re.compile(r"#.*\b(seconds?|minutes?|hours?|days?|needs)\b")
