@@ -83,7 +83,7 @@ class Tokenizer:
 
     def __init__(self, characters: str) -> None:
         self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # <|unknown|> decodes to U+FFFD
-        self.ids = {character: i for i, character in enumerate(characters, start=2)}
+        self.ids = {character: i for i, character in enumerate(self.vocab[2:], 2)}
         self.vocab_size = len(self.vocab)
 
     @classmethod

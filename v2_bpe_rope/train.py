@@ -99,7 +99,7 @@ class Tokenizer:
         self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
-        for left, right in merges:
+        for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         self.special_tokens = {END_OF_TEXT: len(self.vocab)}
         self.vocab.append(END_OF_TEXT.encode("utf-8"))

@@ -101,7 +101,7 @@ class Tokenizer:
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         self.apart = [[byte] for byte in range(256)]  # number -> its id, or its parts' ids
-        for number, (left, right) in enumerate(merges, start=256):
+        for number, (left, right) in enumerate(self.merges, start=256):
             parts = self.apart[left] + self.apart[right]
             if number not in self.scaffolds:
                 self.vocab.append(b"".join(self.vocab[i] for i in parts))

@@ -129,7 +129,7 @@ class Tokenizer:
         self.first = bytes(first)
         self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
         self.vocab = [bytes([byte]) for byte in self.first]
-        for left, right in merges:
+        for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
         self.special_tokens = {text: i for i, text in enumerate(special_tokens, len(self.vocab))}
