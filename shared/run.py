@@ -25,7 +25,9 @@ from shared.checkpoints import (
     all_finite,
     check_tensors,
     checked_progress,
+    named_states,
     read_state,
+    states_after,
     unlike,
     write_state,
 )
@@ -169,6 +171,10 @@ class Run:
             if wrong := unlike(saved["model"], self.model.state_dict()):
                 raise UserError(f"{path} is not a whole checkpoint{other}: {wrong}")
             check_tensors(saved, path)
+            if self.optimizers:  # they would take wrong states, and fail at their first step
+                ours = named_states(states_after(progress["step"], self.optimizers))
+                if wrong := unlike(named_states(saved["optimizers"]), ours):
+                    raise UserError(f"{path} is not a whole checkpoint: {wrong}")
             yield saved
             vars(self).update(progress)
         except UserError:

@@ -1,5 +1,6 @@
 """Every mistake gets one line that says what to do, and exit status 2."""
 
+import copy
 import errno
 import json
 import math
@@ -393,6 +394,28 @@ def test_a_checkpoint_of_wrong_values(change, capsys, finished_runs, tmp_path):
     change(saved)
     torch.save(saved, run / "checkpoint.pt")
     assert "not a whole checkpoint" in complaint(v4, ["--resume", "--out", run], capsys)
+
+
+def test_states_of_optimizers_of_wrong_shapes_are_told(version, capsys, run):
+    """At once, not at the first step; whatever part it is, and whatever is left out."""
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)
+    states = [of["state"] for of in whole["optimizers"]]
+    parts = [(i, n, name) for i, of in enumerate(states) for n in of for name in of[n]]
+    for i, number, name in (parts[0], parts[len(parts) // 2], parts[-1]):
+        for wrong in (torch.zeros(2, 7), torch.zeros(()).half(), [1.0], None):
+            saved = copy.deepcopy(whole)
+            state = saved["optimizers"][i]["state"][number]
+            state |= {name: wrong}
+            if wrong is None:
+                del state[name]
+            torch.save(saved, run / "checkpoint.pt")
+            line = complaint(version, ["--resume", "--out", run, "--steps", "7"], capsys)
+            assert "not a whole checkpoint" in line
+            told = f"{name} of parameter {number} in optimizer {i} is torch.float"
+            said = {type(None): "other names", list: "TypeError"}.get(type(wrong), told)
+            assert said in line
+    torch.save(whole, run / "checkpoint.pt")
+    version.main(["--resume", "--out", str(run), "--steps", "7"])
 
 
 def test_tokens_of_any_length_are_refused(capsys, finished_runs, tmp_path):
