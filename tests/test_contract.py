@@ -532,7 +532,7 @@ def test_a_users_own_unfinished_files_are_left(corpus_file, tmp_path):
     v0.train(small_config(v0, data=str(corpus_file), out=str(tmp_path)))
     for name in ("notes.tmp", "notes.123.tmp", f"loss.png.{'09af' * 4}.tmp"):
         (tmp_path / name).touch()
-    v0.main(["--resume", "--out", str(tmp_path)])
+    v0.main(["--resume", "--out", str(tmp_path), "--steps", "7"])
     assert {path.name for path in tmp_path.glob("*.tmp")} == {"notes.tmp", "notes.123.tmp"}
 
 

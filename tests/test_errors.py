@@ -287,9 +287,38 @@ def test_a_size_that_follows_from_the_text(capsys, tmp_path):
         assert "--vocab-size, 9: --vocab-size follows from the text" in line
 
 
-def test_a_finished_run_says_how_it_goes_on(version, capsys, run):
+def test_a_finished_run_says_how_it_goes_on_and_its_results(version, capsys, run, monkeypatch):
+    """It is scored again only if what it said is gone, or is another run's."""
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    rows = [json.loads(line) for line in before["metrics.jsonl"].splitlines()]
+    summary = json.loads(before["summary.json"])
+    scored, evaluate = [], version.evaluate
+    watched = lambda model, *rest: scored.append(type(model)) or evaluate(model, *rest)  # noqa: E731
+    monkeypatch.setattr(version, "evaluate", watched)
+    tables = int(version.__name__ == "ladder_v0_bigram")  # of counts, which no checkpoint holds
     version.main(["--resume", "--out", str(run)])
-    assert "this run is finished: with more --steps than 6 it goes on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this run is finished: with more --steps than 6 it goes on" in said
+    assert f"---- a sample ----\n{rows[-1]['sample']}\n-----" in said
+    assert f"{summary['bits_per_byte']:.4f} bits per byte\n" in said
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert len(scored) == tables
+    others = {name: value for name, value in summary.items() if name != "val_loss"}
+    for name, content in (
+        ("summary.json", None),
+        ("summary.json", json.dumps(summary | {"steps": 5}).encode()),
+        ("summary.json", json.dumps(others).encode()),
+        ("metrics.jsonl", before["metrics.jsonl"].replace(b'"train', b'"other', 1) + b"5\n"),
+    ):
+        (run / name).write_bytes(content) if content else (run / name).unlink()
+        scored.clear()
+        version.main(["--resume", "--out", str(run)])
+        assert len(scored) == tables + 1, (name, content)
+        again = capsys.readouterr().out
+        lines = [text.splitlines()[-3:] for text in (said, again)]
+        assert [re.sub(r" in \d+ s", "", line) for line in lines[0]] == [
+            re.sub(r" in \d+ s", "", line) for line in lines[1]
+        ]
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a file"])
