@@ -6,7 +6,8 @@ that have shapes but no data.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,6 +104,33 @@ def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
     return sum(memory.nbytes() for memory in kept.values())
 
 
+def build(model_class: Callable[[Any], nn.Module], config: Any) -> nn.Module:  # noqa: ANN401
+    """`model_class(config)`, to be trained; UserError if its weights take more memory than is free.
+
+    Not for sampling: what torch imports to build on "meta", optimizers need anyway (a second).
+    """
+    free = free_memory(torch.device("cpu"))
+    with addressable(), torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in model_class(config).parameters())
+    if free is not None and weights > free:
+        raise UserError(
+            f"the model's weights take {weights / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
+            "free: choose a smaller model"
+        )
+    return model_class(config)
+
+
+@contextmanager
+def addressable() -> Iterator[None]:
+    """UserError instead of torch's error for a tensor whose bytes no 64-bit number can count."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError("such a model or batch is larger than a computer can address") from None
+
+
 def check_memory(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -142,12 +170,8 @@ def print_model(
     reads the text."""
     if not config.vocab_size:
         config = replace(config, vocab_size=load_data(config)[0].vocab_size)
-    try:
+    with addressable():
         size = measure(config, model_class, make_optimizers)
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise UserError("such a model or batch is larger than a computer can address") from None
     print_text(f"{'':28}{'parameters':>15}{'FLOPs a token':>18}")
     for name, count in size.parameters.items():
         print_text(f"{name:28}{count:15,}{size.flops.get(name, 0):18,}")

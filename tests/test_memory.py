@@ -1,18 +1,20 @@
 """Memory that is freed is kept, and what is not there is not asked for."""
 
 import ctypes
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_version, random_model, small_config
+from conftest import load_version, random_model, small_arguments, small_config
 
+from benchmarks.faults import equal
 from shared import machine, model_table
 from shared.files import UserError
 from shared.machine import free_memory
-from shared.model_table import check_memory, measure
+from shared.model_table import build, check_memory, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = """
@@ -86,6 +88,42 @@ def test_where_the_system_does_not_say_nothing_is_refused(version, tmp_path, mon
     assert free_memory(torch.device("cpu")) is free_memory(torch.device("mps")) is None
     model, config = random_model(version, batch_size=10**6)
     check_memory(model, (), config, torch.device("cpu"))
+
+
+def test_a_model_that_does_not_fit_is_not_built(version, monkeypatch):
+    """Its weights are counted before there are any, and those that are made then are the same."""
+    config = small_config(version)
+    torch.manual_seed(5)
+    expected = version.LanguageModel(config).state_dict()
+    n_bytes = 4 * sum(p.numel() for p in version.LanguageModel(config).parameters())
+    torch.manual_seed(5)
+    monkeypatch.setattr(model_table, "free_memory", lambda _: n_bytes)
+    assert equal(dict(build(version.LanguageModel, config).state_dict()), dict(expected))
+    monkeypatch.setattr(model_table, "free_memory", lambda _: n_bytes - 1)
+    made = []
+    monkeypatch.setattr(torch.nn.Parameter, "__new__", spied(torch.nn.Parameter.__new__, made))
+    with pytest.raises(UserError, match="the model's weights take .* choose a smaller model"):
+        build(version.LanguageModel, config)
+    assert made and all(parameter.is_meta for parameter in made)
+
+
+def spied(function, results: list):
+    def spy(*arguments, **options):
+        results.append(function(*arguments, **options))
+        return results[-1]
+
+    return spy
+
+
+def test_training_does_not_begin_with_a_model_that_does_not_fit(
+    version, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(model_table, "free_memory", lambda _: 2000)
+    with pytest.raises(SystemExit) as stop:
+        version.main(small_arguments(version, data=corpus_file, out=tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and re.fullmatch(r"error: the model's weights take .*\n", said)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_step_that_does_not_fit_is_refused(version, monkeypatch):

@@ -28,7 +28,7 @@ from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
 from shared.files import read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.run import Run
 from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
@@ -357,7 +357,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)

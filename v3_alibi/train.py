@@ -30,7 +30,7 @@ from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.run import Run
 from shared.terminal import progress
 from shared.text import as_texts, tokens_of
@@ -459,7 +459,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)
