@@ -7,11 +7,14 @@ import math
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch._inductor.exc
-from conftest import VERSIONS, by_characters, load_version, small_arguments
+from conftest import ROOT, VERSIONS, by_characters, load_version, small_arguments
 from tqdm import tqdm
 
 from shared import downloads
@@ -573,6 +576,51 @@ def test_what_may_change_when_a_run_goes_on(version, run, capsys):
             version.main([str(argument) for argument in arguments])
         else:
             assert name in complaint(version, arguments, capsys)
+
+
+PROGRAMS = [f"{name}/train.py" for name in VERSIONS]
+PROGRAMS += ["v4_modern/encode.py", "v4_modern/export.py"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_while_torch_is_imported(program, ignored, tmp_path):
+    """In its place, a module that sends the signal. Where a shell had it ignored, it still is."""
+    text = "import signal\nsignal.raise_signal(signal.SIGINT)\nraise SystemExit(5)\n"
+    (tmp_path / "torch.py").write_text(text)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL  # then Python installs its own
+    done = subprocess.run(
+        [sys.executable, str(ROOT / program), "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (5 if ignored else 130, b"", b"")
+
+
+def test_other_programs_keep_their_ctrl_c(tmp_path):
+    """A notebook's kernel must not end when it is interrupted."""
+    (tmp_path / "other.py").write_text("import shared, signal; print(signal.getsignal(2))")
+    command = [sys.executable, str(tmp_path / "other.py")]
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, env=paths, capture_output=True, text=True, check=True).stdout
+    inherited = subprocess.run(
+        [sys.executable, "-c", "import signal; print(signal.getsignal(2))"],
+        capture_output=True,
+        text=True,
+    )
+    assert said == inherited.stdout
+
+
+@pytest.mark.parametrize("moment", ["parse", "load_data", "build", "make_optimizers", "Run"])
+def test_ctrl_c_before_training(version, moment, capsys, corpus_file, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stopped = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(version, moment, stopped)
+    with pytest.raises(SystemExit) as stop:
+        version.main(small_arguments(version, data=corpus_file, out=tmp_path / "run"))
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("number, status", [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])

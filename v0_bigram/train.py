@@ -16,12 +16,6 @@ from math import log
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-import tyro
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
@@ -33,6 +27,12 @@ from shared.run import Run
 from shared.terminal import print_text
 from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----

@@ -16,12 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-import tyro
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
@@ -32,6 +26,12 @@ from shared.model_table import build, print_model
 from shared.run import Run
 from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----

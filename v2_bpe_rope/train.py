@@ -17,12 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
@@ -40,6 +34,12 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----

@@ -18,12 +18,6 @@ from pathlib import Path
 from string import ascii_letters
 from time import perf_counter
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
@@ -41,6 +35,12 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----

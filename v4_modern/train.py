@@ -22,12 +22,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
@@ -50,6 +44,12 @@ from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
 from v4_modern.tokenizer_files import load_hugging_face
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
