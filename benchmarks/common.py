@@ -19,6 +19,7 @@ from types import ModuleType
 from shared import command_line, fast_bpe
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.model_table import build
 from shared.run import Run
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
@@ -212,7 +213,7 @@ def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType,
     config = command_line.load_config(module.Config, str(folder))
     config = replace(config, **options)
     tokenizer = module.Tokenizer.load(folder / "tokenizer.json")
-    run = Run(version, config, tokenizer, module.LanguageModel(config))
+    run = Run(version, config, tokenizer, build(module.LanguageModel, config))
     module.load_checkpoint(run)
     return module, run
 

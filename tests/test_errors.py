@@ -543,6 +543,15 @@ def test_damaged_values_in_a_config(version, capsys, run):
             assert "--" + name.replace("_", "-") in line
 
 
+def test_a_config_of_a_model_that_does_not_fit(version, capsys, run, monkeypatch):
+    """It may be anybody's, of any width: no weights are made for it."""
+    monkeypatch.setattr("shared.model_table.free_memory", lambda _: 2000)
+    monkeypatch.setattr(version, "Run", None)  # takes the model
+    for option in (["--sample"], ["--score", run / "samples.txt"]):
+        line = complaint(version, [*option, "--out", run], capsys)
+        assert "the model's weights take" in line and "choose a smaller model" in line
+
+
 ANOTHER_RUN = {
     "batch_size": 5,
     "accumulation_steps": 2,

@@ -15,7 +15,14 @@ from benchmarks.faults import equal
 from shared import machine, model_table
 from shared.files import UserError
 from shared.machine import free_memory
-from shared.model_table import OVERHEAD, build, check_memory, measure, peak_of_a_step
+from shared.model_table import (
+    OVERHEAD,
+    WithoutWeights,
+    build,
+    check_memory,
+    measure,
+    peak_of_a_step,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = """
@@ -106,6 +113,16 @@ def test_a_model_that_does_not_fit_is_not_built(version, monkeypatch):
     with pytest.raises(UserError, match="the model's weights take .* choose a smaller model"):
         build(version.LanguageModel, config)
     assert made and all(parameter.is_meta for parameter in made)
+
+
+def test_weights_without_numbers_need_no_compiler(version, monkeypatch):
+    """Torch imports it to draw numbers for weights without data, or to compute others there."""
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    with WithoutWeights():
+        model = version.LanguageModel(small_config(version))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 def spied(function, results: list):

@@ -27,6 +27,7 @@ from shared.files import (
     write_json,
     write_text,
 )
+from shared.model_table import build
 from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
@@ -101,7 +102,7 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
     need_package("safetensors", "exporting")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu", best=best)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    run = Run(VERSION, config, tokenizer, LanguageModel(config))
+    run = Run(VERSION, config, tokenizer, build(LanguageModel, config))
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
     if run.checkpoint == run.best:  # then the last was not the best
