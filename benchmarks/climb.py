@@ -10,7 +10,8 @@ a whole program, composed here out of the two files, that trains, samples and re
 Step 0 is v3, the last is v4. Tables, a picture and results.json go to benchmarks/results/<name>/;
 results of the other budget stay there. If stopped, run the same command again to resume (after an
 edit of v3 or v4 with --fresh, since finished runs are kept).
-`--readme` trains nothing: it rewrites the tables, and the numbers of v4_modern/README.md.
+`--readme` trains nothing: it rewrites the tables, the numbers of v4_modern/README.md, and the
+origins in README.md here.
 """
 
 import ast
@@ -489,7 +490,7 @@ def main(arguments: list[str] | None = None) -> None:
             climb(options)
         results = read_json(RESULTS / options.name / "results.json")
         figures = {"climb.png": pictures.draw_climb(summarize(results))}
-        pictures.publish(RESULTS / options.name, report(results), figures)
+        pictures.publish(RESULTS / options.name, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -366,6 +366,9 @@ def origins() -> str:
 
 
 def write_readme(name: str, text: str) -> None:
-    """Put a report, in brief, into README between the markers of `name`, and its origin on top."""
-    readme = readme_with(README.read_text(encoding="utf-8"), name, in_brief(name, text))
+    """Put a report, in brief, into README between the markers of `name`, if it has them, and all
+    origins on top."""
+    readme = README.read_text(encoding="utf-8")
+    if f"<!-- results {name} -->" in readme:
+        readme = readme_with(readme, name, in_brief(name, text))
     write_text(README, readme_with(readme, "origins", origins()))

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import toy
 from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 from benchmarks import (
     ablations,
@@ -21,8 +23,10 @@ from benchmarks import (
     common,
     compare,
     faults,
+    pictures,
     report,
     scale,
+    soak,
     sweep,
     tokenizers,
     training,
@@ -359,6 +363,20 @@ def test_readme_is_written_between_its_markers_alone():
         common.readme_with(readme, "y", "new")
 
 
+@pytest.mark.parametrize("module", [compare, climb, soak])
+def test_readme_without_a_block_of_the_results_shows_their_origin(module, tmp_path, monkeypatch):
+    results = shutil.copytree(common.RESULTS, tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(common.readme_with(README, "origins", "of long ago"), encoding="utf-8")
+    for of in (common, module):
+        monkeypatch.setattr(of, "RESULTS", results)
+    monkeypatch.setattr(common, "README", readme)
+    monkeypatch.setattr(climb, "TOUR", shutil.copy(climb.TOUR, tmp_path / "TOUR.md"))
+    monkeypatch.setattr(pictures, "save", lambda figure, path: pyplot.close(figure))
+    module.main(["--readme"])
+    assert readme.read_text(encoding="utf-8") == README
+
+
 def results_of(name: str) -> dict[str, dict]:
     rows = compare.summarize(read_json(common.RESULTS / name / "results.json"))
     return {row["version"].split("_")[0]: row for row in rows}
@@ -396,7 +414,7 @@ def test_headers_promise_what_was_measured(name):
 def test_every_file_and_option_of_the_readmes_exists(place):
     readme = (ROOT / place).read_text(encoding="utf-8")
     options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's and pip's
-    options |= {"--index-url", "--ablate"}
+    options |= {"--index-url", "--ablate", "--signals-to-handle"}
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
     programs = (compare, sweep, report, encode, training, tokenizers, climb)
