@@ -75,7 +75,7 @@ class Options:
     data: str = ""  # a text file to use in place of this machine's own
     foreign: float = 30  # MB of text that is not English; 0: none
     name: str = "tokenizers"  # of the folder of results
-    readme: bool = False  # write the README's table from the results, measure nothing
+    readme: bool = False  # measure nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
         check_name(self.name)

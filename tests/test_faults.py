@@ -616,7 +616,7 @@ def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
 def test_memory_that_is_not_there_is_told_before_anything_moves(subject, finished, monkeypatch):
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     monkeypatch.setattr("shared.model_table.free_memory", lambda _: 10_000)
-    assert "0.0 GB are free: lower --batch" in refusal(subject, subject.arguments(finished))
+    assert "0.0 GB are free: " in refusal(subject, subject.arguments(finished))
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
     assert call(subject, ["--sample", "--out", finished])[0] == 0
@@ -687,6 +687,10 @@ def test_what_is_lost_is_shown():
     machine = {"python": "3", "torch": "2"}
     text = faults.report({"trials": trials, "seed": 0, "machine": machine})
     assert "| kill in step | 3 | resumed | **1** |" in text
+    trials += [trial | {"where": f"kill in {phase}", "lost": ""} for phase in ("end", "corpus")]
+    text = faults.report({"trials": trials, "seed": 0, "machine": machine})
+    assert "| kill in step | 3 | resumed | **1** |" in text
+    assert "| kill in end, corpus | 2 | resumed | nothing |" in text
 
 
 def test_a_long_run_does_not_grow():
