@@ -40,6 +40,7 @@ from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
     cached_tokenizer,
+    count_pairs,
     mapped_splits,
     random_windows,
     token_lengths,
@@ -492,6 +493,33 @@ class LanguageModel(nn.Module):
         return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
 
+@torch.no_grad()
+def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 20.0) -> None:
+    """Let the untrained model predict what v0 learns: which of `tokens` (N,) follow which.
+
+    Of n_i tokens after i, n_ij are j: p(j|i) is taken to be (n_ij + prior p_j) / (n_i + prior), as
+    few are seen (MacKay and Peto 1995). But for a term of i alone, which softmax ignores, its log
+    is log p_j + log(1 + n_ij / (prior p_j)). The second, 0 for pairs not seen, is a table that
+    products of embeddings and the head's rows come closest to by its singular vectors (Levy and
+    Goldberg 2014), here where i and j are frequent. No block adds to the stream yet.
+    """
+    V, C = model.embedding.weight.shape
+    i, j, n = count_pairs(tokens, V)  # of each pair that is seen
+    p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
+    table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
+    table = torch.sparse_coo_tensor(torch.stack((i, j)), table, (V, V), check_invariants=True)
+    left, sizes, right = torch.svd_lowrank(table, min(V, C - 2), niter=4)  # (V, R), (R,), (V, R)
+    left, right = (part * (sizes / p[:, None]).sqrt() for part in (left, right))
+    # The norm will make all embeddings equally long: one channel fills them up, one is always 1.
+    scale = sqrt(C - 1) / left.norm(dim=1).max()
+    rest = (C - 1 - (scale * left).square().sum(dim=1)).clamp(min=0).sqrt()
+    embedding = torch.column_stack((scale * left, rest, torch.ones(V)))  # (V, R + 2)
+    head = torch.column_stack((right / scale, torch.zeros(V), p.log() - p.log().mean()))
+    turn = torch.linalg.qr(torch.randn(C, C)).Q[: len(sizes) + 2]  # so that no channel is special
+    model.embedding.weight.copy_(embedding @ turn)
+    model.head.weight.copy_(head @ turn)
+
+
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
@@ -749,6 +777,8 @@ def train(config: Config) -> dict:
         load_checkpoint(run)
     elif config.init_from:
         load_weights(model, config.init_from)
+    else:
+        start_from_counts(model, train_tokens)
     with run:
         while True:
             if run.checkpoint_is_due():
