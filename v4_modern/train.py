@@ -22,19 +22,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
 from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.reading import read_pieces
 from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
@@ -51,6 +45,12 @@ from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
 from v4_modern.tokenizer_files import load_hugging_face
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
@@ -130,7 +130,7 @@ class Tokenizer:
         self.first = bytes(first)
         self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
         self.vocab = [bytes([byte]) for byte in self.first]
-        for left, right in merges:
+        for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
         self.special_tokens = {text: i for i, text in enumerate(special_tokens, len(self.vocab))}
@@ -771,7 +771,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)
