@@ -52,7 +52,7 @@ TOUR = ROOT / V4 / "README.md"
 NOT_YET = "Not measured yet."
 BUDGETS = {"seconds": 60.0, "bytes": 1e6}  # where neither is given
 MEASURED = {"seconds": "at equal time", "bytes": "at equal text"}
-KEPT = "version seed diverged steps seconds train_bytes bits_per_byte val_loss first_loss last_loss"
+KEPT = "version seed diverged steps seconds train_bytes bits_per_byte val_loss last_loss"
 KEPT += " parameters vocab_size context_length batch_size dtype torch python cpu threads"
 KEPT = (KEPT + " commit").split()  # of a run, in results.json
 

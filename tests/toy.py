@@ -23,7 +23,6 @@ def run(version: str, seed: int, bits: float, **values) -> dict:
         "threads": 2,
         "dtype": "float32",
         "commit": "0123456789abcdef",
-        "first_loss": 8.0,
         "last_loss": bits,
         "curve": [
             {"seconds": s, "bytes": 3000 * s, "bits_per_byte": bits + 2 - s} for s in (0.0, 1.0)

@@ -628,7 +628,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
     blocks = {"params": matrices, "scale": config.muon_learning_rate / config.learning_rate}
     rate, decay = config.learning_rate, config.weight_decay
     return [
-        AdamW([others, head], rate, betas=(0.8, 0.95), weight_decay=decay),
+        AdamW([others, head], rate, betas=(0.8, 0.99), weight_decay=decay),
         Muon([blocks], rate, weight_decay=decay),
     ]
 
