@@ -26,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.common import RESULTS, check_name, load_version, markdown, on_machine, record
+from benchmarks.common import RESULTS, check_name, load_version, markdown, on_machine
 from benchmarks.pictures import axes_of, publish
 from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.terminal import progress
 
 NOW = "now"
+WORKTREES = ROOT / "runs" / "against"
 KEPT = "commit steps seconds bits_per_byte torch python cpu threads dtype".split()  # of a summary
 
 
@@ -58,7 +59,7 @@ class Options:
 
 def checked_out(commit: str) -> Path:
     """A folder with the files of `commit`."""
-    folder = ROOT / "runs" / "against" / commit
+    folder = WORKTREES / commit
     if not folder.exists():
         add = ["git", "worktree", "add", "--force", "--detach", str(folder), commit]
         done = subprocess.run(add, cwd=ROOT, capture_output=True, text=True)
@@ -86,7 +87,7 @@ def run(program: Path, out: Path, options: dict[str, object]) -> dict:
     if process.returncode:
         raise UserError(f"{program} ended with status {process.returncode}: see {out}.log")
     unit = 1 if sys.platform == "darwin" else 1024
-    summary = record(out)
+    summary = read_json(out / "summary.json")
     kept = {name: summary.get(name) for name in KEPT}
     return kept | {"whole": whole, "peak": used.ru_maxrss * unit}
 

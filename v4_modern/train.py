@@ -3,7 +3,8 @@
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13): v2's merges again, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
 grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
-clipping from scratch; mixed precision; generation with a key-value cache.
+clipping from scratch; mixed precision; generation with a key-value cache; a start from
+counted pairs, where v0 ends.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
