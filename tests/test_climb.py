@@ -293,7 +293,7 @@ def test_the_tour_points_at_what_is_there():
     for option in re.findall(r"--([a-z][a-z-]+)", text):
         assert option.replace("-", "_") in options | {"nproc_per_node"}, option
     written = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", text)
-    assert len(written.splitlines()) <= 200
+    assert len(written.splitlines()) <= 220
 
 
 def test_blocks_of_the_tour_are_rewritten_from_results(tmp_path, monkeypatch):
