@@ -3,8 +3,7 @@
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13): v2's merges again, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
 grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
-clipping from scratch; mixed precision; generation with a key-value cache; a start from
-counted pairs, where v0 ends.
+clipping from scratch; mixed precision; generation with a key-value cache; counts to start from.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -498,11 +497,11 @@ class LanguageModel(nn.Module):
 def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 20.0) -> None:
     """Let the untrained model predict what v0 learns: which of `tokens` (N,) follow which.
 
-    Of n_i tokens after i, n_ij are j: p(j|i) is taken to be (n_ij + prior p_j) / (n_i + prior), as
-    few are seen (MacKay and Peto 1995). But for a term of i alone, which softmax ignores, its log
-    is log p_j + log(1 + n_ij / (prior p_j)). The second, 0 for pairs not seen, is a table that
-    products of embeddings and the head's rows come closest to by its singular vectors (Levy and
-    Goldberg 2014), here where i and j are frequent. No block adds to the stream yet.
+    If n_ij of n_i tokens after i are j, p(j|i) is taken to be (n_ij + prior p_j) / (n_i + prior)
+    (MacKay and Peto 1995). But for a term of i, which softmax ignores, its log is log p_j + log(1 +
+    n_ij / (prior p_j)). The second, 0 for pairs not seen, is a table. Singular vectors, weighted by
+    frequency, are the embeddings and rows of the head whose products come closest to it (Levy and
+    Goldberg 2014); no block adds to the stream yet.
     """
     V, C = model.embedding.weight.shape
     i, j, n = count_pairs(tokens, V)  # of each pair that is seen
@@ -514,11 +513,9 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     # The norm will make all embeddings equally long: one channel fills them up, one is always 1.
     scale = sqrt(C - 1) / left.norm(dim=1).max()
     rest = (C - 1 - (scale * left).square().sum(dim=1)).clamp(min=0).sqrt()
-    embedding = torch.column_stack((scale * left, rest, torch.ones(V)))  # (V, R + 2)
-    head = torch.column_stack((right / scale, torch.zeros(V), p.log() - p.log().mean()))
     turn = torch.linalg.qr(torch.randn(C, C)).Q[: len(sizes) + 2]  # so that no channel is special
-    model.embedding.weight.copy_(embedding @ turn)
-    model.head.weight.copy_(head @ turn)
+    model.embedding.weight.copy_(torch.column_stack((scale * left, rest, torch.ones(V))) @ turn)
+    model.head.weight.copy_(torch.column_stack((right / scale, 0 * rest, (V * p).log())) @ turn)
 
 
 # ---- 9. Optimizer and schedule ----
