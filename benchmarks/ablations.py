@@ -163,6 +163,10 @@ def no_zeros(v4: ModuleType) -> None:
     v4.LanguageModel = LanguageModel
 
 
+def no_counts(v4: ModuleType) -> None:
+    v4.start_from_counts = lambda model, tokens: None
+
+
 def constant_rate(v4: ModuleType) -> None:
     falling = v4.learning_rate
     v4.learning_rate = lambda step, config: falling(config.warmup_steps, config)
@@ -216,7 +220,8 @@ ABLATIONS = {
         constant_rate,
         slower(CONSTANT_SHARE),
     ),
-    "zeros": Ablation("projections and head of zeros", "drawn as the other matrices", no_zeros),
+    "zeros": Ablation("projections of zeros", "drawn as the other matrices", no_zeros),
+    "counts": Ablation("start from counted pairs", "random embedding, head of zeros", no_counts),
     "clipping": Ablation("clipping of gradients", "nothing", no_clipping),
     "qk_norm": Ablation("QK-norm", "nothing", no_qk_norm),
     "layer_norm": Ablation("RMSNorm", "LayerNorm", layer_norm),

@@ -175,8 +175,8 @@ def record(folder: Path) -> dict:
     """A finished run: its summary, and the course of its scores and its learning rate.
 
     `curve`: the scores during training, always on the same first bytes of the validation text;
-    `rates`: the learning rate at about a hundred steps; `first_loss` and `last_loss`: nats per
-    token before training and in the last steps of training.
+    `rates`: the learning rate at about a hundred steps; `last_loss`: nats per token in the last
+    steps of training.
     """
     summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
     step_bytes = summary["train_bytes"] / summary["steps"]
@@ -184,7 +184,6 @@ def record(folder: Path) -> dict:
     rates = [row for row in rows if "learning_rate" in row]
     losses = [row["train_loss"] for row in rows if "train_loss" in row] or [summary["val_loss"]]
     return summary | {
-        "first_loss": scored[0]["val_loss"],
         "last_loss": losses[-1],
         "curve": [
             {
@@ -202,9 +201,9 @@ def record(folder: Path) -> dict:
 
 
 def has_diverged(run: dict) -> bool:
-    """Whether a run's loss became non-finite, or ended above where it started: an untrained model
-    would have done better."""
-    return "diverged" in run or run["last_loss"] > run["first_loss"]
+    """Whether a run's loss became non-finite, or ended worse than if all tokens were equally
+    likely."""
+    return "diverged" in run or run["last_loss"] > math.log(run["vocab_size"])
 
 
 def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType, Run]:

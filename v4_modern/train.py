@@ -3,7 +3,7 @@
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13): v2's merges again, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
 grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
-clipping from scratch; mixed precision; generation with a key-value cache.
+clipping from scratch; mixed precision; generation with a key-value cache; counts to start from.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -34,6 +34,7 @@ from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
     cached_tokenizer,
+    count_pairs,
     mapped_splits,
     random_windows,
     token_lengths,
@@ -492,6 +493,31 @@ class LanguageModel(nn.Module):
         return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
 
+@torch.no_grad()
+def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 20.0) -> None:
+    """Let the untrained model predict what v0 learns: which of `tokens` (N,) follow which.
+
+    If n_ij of n_i tokens after i are j, p(j|i) is taken to be (n_ij + prior p_j) / (n_i + prior)
+    (MacKay and Peto 1995). But for a term of i, which softmax ignores, its log is log p_j + log(1 +
+    n_ij / (prior p_j)). The second, 0 for pairs not seen, is a table. Singular vectors, weighted by
+    frequency, are the embeddings and rows of the head whose products come closest to it (Levy and
+    Goldberg 2014); no block adds to the stream yet.
+    """
+    V, C = model.embedding.weight.shape
+    i, j, n = count_pairs(tokens, V)  # of each pair that is seen
+    p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
+    table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
+    table = torch.sparse_coo_tensor(torch.stack((i, j)), table, (V, V), check_invariants=True)
+    left, sizes, right = torch.svd_lowrank(table, min(V, C - 2), niter=4)  # (V, R), (R,), (V, R)
+    left, right = (part * (sizes / p[:, None]).sqrt() for part in (left, right))
+    # The norm will make all embeddings equally long: one channel fills them up, one is always 1.
+    scale = sqrt(C - 1) / left.norm(dim=1).max()
+    rest = (C - 1 - (scale * left).square().sum(dim=1)).clamp(min=0).sqrt()
+    turn = torch.linalg.qr(torch.randn(C, C)).Q[: len(sizes) + 2]  # so that no channel is special
+    model.embedding.weight.copy_(torch.column_stack((scale * left, rest, torch.ones(V))) @ turn)
+    model.head.weight.copy_(torch.column_stack((right / scale, 0 * rest, (V * p).log())) @ turn)
+
+
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
@@ -600,7 +626,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
     blocks = {"params": matrices, "scale": config.muon_learning_rate / config.learning_rate}
     rate, decay = config.learning_rate, config.weight_decay
     return [
-        AdamW([others, head], rate, betas=(0.8, 0.95), weight_decay=decay),
+        AdamW([others, head], rate, betas=(0.8, 0.99), weight_decay=decay),
         Muon([blocks], rate, weight_decay=decay),
     ]
 
@@ -749,6 +775,8 @@ def train(config: Config) -> dict:
         load_checkpoint(run)
     elif config.init_from:
         load_weights(model, config.init_from)
+    else:
+        start_from_counts(model, train_tokens)
     with run:
         while True:
             if run.checkpoint_is_due():

@@ -102,15 +102,13 @@ def count_words(
     with crew(workers - 1, WordCounts, special_tokens) as others:
         for _ in shared_out(here, "add", pieces, others):
             pass
-        words, counts = here.found()
-        for other in others:
-            for word, count in zip(*other.call("found")):
-                number = here.numbers.known.setdefault(word, len(words))
-                if number == len(words):
-                    words.append(word)
-                    counts.append(0)
-                counts[number] += count
-    return words, counts
+        found = [here.found(), *(other.call("found") for other in others)]
+    if len(found) == 1:
+        return found[0]
+    counts = {}
+    for word, count in chain.from_iterable(zip(*one) for one in found):
+        counts[word] = counts.get(word, 0) + count
+    return list(counts), list(counts.values())
 
 
 def batches(texts: Iterable[str | bytes]) -> Iterator[list[bytes]]:

@@ -9,12 +9,11 @@ from threading import Lock
 import numpy as np
 
 from shared.fast_bpe.pairs import Pair, number_in_run
-from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
+from shared.fast_bpe.words import MOST_WORDS, WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.terminal import progress
 from shared.text import PIECE, as_texts, utf8
 
-MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
 LONG_WORD = 128  # bytes; longer ones are merged one by one
 
@@ -101,6 +100,8 @@ class Merger:
 
     def __init__(self, merges: Sequence[Pair], first: bytes) -> None:
         self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
+        # The rank of each pair of bytes, first byte << 8 | second.
+        self.of_bytes = self.ranks.look_up(self.ids.repeat(256), np.tile(self.ids, 256))
         groups, start = [], 0
         for rank, pair in enumerate(merges):  # in a row, and none merges what another one makes
             start = rank if max(pair) >= 256 + start else start
@@ -110,30 +111,36 @@ class Merger:
 
     def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
-        no_rank = self.ranks.none
-        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
-        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
-        starts = np.append(0, ends[:-1])
-        ids, place = self.ids[text], np.arange(len(text))
+        lengths = np.fromiter(map(len, words), np.int64, len(words))
+        order = np.minimum(lengths, LONG_WORD + 1).argsort(kind="stable")
+        text = b"\0".join([b"", *(words[i] for i in order.tolist()), b""])
+        ends = np.cumsum(lengths[order] + 1)
+        starts = np.append(0, ends)[:-1]
+        text, place = np.frombuffer(text, np.uint8), np.arange(len(text))
+        ids, none = self.ids[text], self.ranks.none << 32
+        pairs = self.of_bytes.take(text[:-1].astype(np.int64) << 8 | text[1:]) << 32 | place[:-1]
         ids[0] = ids[ends] = -1
-        long = 1 + np.flatnonzero(np.repeat(ends - starts > LONG_WORD, ends - starts))
-        if len(long):
-            ids[long] = self.merge_long(ids[long])
-        before, after = place - 1, place + 1
-        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
+        pairs[starts] = pairs[ends - 1] = none
+        starts = starts[: (lengths <= LONG_WORD).sum()]
+        short = ends[len(starts) - 1] if len(starts) else 0
+        if short < len(text) - 1:
+            ids[short + 1 :] = self.merge_long(ids[short + 1 :])
+        pairs, before, after = pairs[: short + 1], place - 1, place + 1
         while len(starts):
             best = np.minimum.reduceat(pairs, starts)  # of each word
-            learned = np.flatnonzero(best < no_rank << 32)
+            learned = np.flatnonzero(best < none)
             starts, best = starts[learned], best[learned]
             token, at = 256 + (best >> 32), best & 0xFFFFFFFF
             second = after[at]
             first, third = before[at], after[second]
-            ids[at], ids[second], pairs[second] = token, -1, no_rank << 32
+            ids[at], ids[second], pairs[second] = token, -1, none
             after[at], before[third] = third, at
             left, right = np.append(first, at), np.append(at, third)
             pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
-        is_token = ids >= 0
-        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
+        is_token, back = ids >= 0, order.argsort()
+        rows, lengths = Rows(ids.dtype), np.diff(np.cumsum(is_token)[ends], prepend=0)
+        rows.append(ids[is_token], lengths)
+        return rows.lay(back), lengths[back]
 
     def merge_long(self, ids: np.ndarray) -> np.ndarray:
         """Merge the `ids` (N,) of words, each with a -1 behind it, in place.
@@ -232,18 +239,18 @@ class Rows:
 
     def lay(self, numbers: np.ndarray) -> np.ndarray:
         """The ids of the rows with these `numbers` (N,), concatenated. Most rows have one id, so
-        all first ids are laid at once, around the rest of the longer rows."""
-        longer = np.flatnonzero(self.lengths.take(numbers) > 1)
-        rows = numbers[longer]
-        more = self.lengths[rows] - 1
+        all first ids are laid at once, then the rest of the longer rows."""
+        numbers = numbers.astype(np.int64)  # or each `take` would
+        lengths = self.lengths.take(numbers)
+        ends = np.cumsum(lengths)
+        ids, at = np.empty(ends[-1] if len(ends) else 0, self.ids.dtype), ends - lengths
+        ids[at] = self.firsts.take(numbers)
+        longer = np.flatnonzero(lengths > 1)
+        more = lengths[longer] - 1
         before = np.cumsum(more) - more
-        step = np.arange(1, more.sum() + 1) - np.repeat(before, more)  # 1, 2, ...
-        targets = np.repeat(longer + before, more) + step
-        is_first = np.ones(len(numbers) + len(step), bool)
-        is_first[targets] = False
-        ids = np.empty(len(is_first), self.ids.dtype)
-        ids[is_first] = self.firsts.take(numbers)
-        ids[targets] = self.ids.take(np.repeat(self.starts[rows], more) + step)
+        rest = np.arange(1, more.sum() + 1)
+        froms = rest + np.repeat(self.starts[numbers[longer]] - before, more)
+        ids[rest + np.repeat(at[longer] - before, more)] = self.ids.take(froms)
         return ids
 
 
