@@ -32,7 +32,9 @@ from itertools import islice
 import numpy as np
 import regex
 
+from shared.fast_bpe.splits import bounds_of
 from shared.machine import keep_freed_memory
+from shared.splits import SPLITS
 from shared.text import as_texts, safe_cut, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
@@ -153,9 +155,12 @@ def cuts(data: bytes, size: int, moved: Callable[[int], int]) -> Iterator[tuple[
 
 
 class WordNumbers:
-    """Numbers for words, 0, 1, 2, ... in the order they first occur; `words` has the spellings."""
+    """Numbers for the words of a split, a name or a pattern (shared/splits.py): 0, 1, 2, ... in the
+    order they first occur; `words` has the spellings."""
 
-    def __init__(self) -> None:
+    def __init__(self, split: str = "gpt2") -> None:
+        self.bounds = word_bounds if split == "gpt2" else bounds_of(split)
+        self.in_blocks = split in SPLITS  # where the words of others end, nothing tells
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.known: dict[bytes, int] = {}
@@ -168,14 +173,15 @@ class WordNumbers:
         ValueError if `data` is not UTF-8: words are filled up with a byte that it never has.
         """
         found = [np.zeros(0, np.int32)]
-        for start, end in cuts(data, BLOCK, partial(start_of_span, spans=fixed)):
+        size = BLOCK if self.in_blocks else len(data)
+        for start, end in cuts(data, size, partial(start_of_span, spans=fixed)):
             first, last = fixed[:, 0].searchsorted((start, end))
             found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
         return np.concatenate(found)
 
     def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
         """`numbers` for one block."""
-        bounds = word_bounds(block, fixed)
+        bounds = self.bounds(block, fixed)
         starts, lengths = bounds[:-1], np.diff(bounds)
         padded = np.frombuffer(block + bytes(16), np.uint8)
         eights = np.ndarray(len(block) + 9, "<u8", padded, strides=(1,))  # one from every byte on
@@ -251,9 +257,9 @@ class Table:
 class WordCounts:
     """How often each word occurs in texts; special tokens do not count as words."""
 
-    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
+    def __init__(self, special_tokens: Iterable[str] = (), split: str = "gpt2") -> None:
         self.special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
-        self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
+        self.numbers, self.counts = WordNumbers(split), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, which are not joined."""
