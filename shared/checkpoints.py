@@ -4,7 +4,9 @@ anybody, not believed when they are read."""
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +62,39 @@ def checked_progress(progress: dict) -> dict:
 
 
 def unlike(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> str:
-    """How `theirs` differ from weights with `ours` names, shapes and types, or ""."""
+    """How `theirs` differ from tensors with the names, shapes and types of `ours`, or ""."""
     if theirs.keys() != ours.keys():
-        return "its weights have other names"
+        return "its tensors have other names"
     for name, mine in ours.items():
         found, wanted = (f"{x.dtype} {tuple(x.shape)}" for x in (theirs[name], mine))
         if found != wanted:
             return f"{name} is {found}, not {wanted}"
     return ""
+
+
+def states_after(step: int, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """The states that fresh `optimizers` will have after `step` steps, but for the data."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    twins = {id(p): torch.empty_like(p, device="meta") for g in groups for p in g["params"]}
+    for twin in twins.values():
+        twin.grad = torch.empty_like(twin)
+    alike = deepcopy(list(optimizers), dict(twins))
+    for optimizer in alike if step else ():
+        optimizer.step()
+    return [optimizer.state_dict() for optimizer in alike]
+
+
+def named_states(states: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """All that optimizers keep of parameters, by names; TypeError if that is neither a tensor nor,
+    like a count of steps, a whole number, which becomes one."""
+    return {
+        f"{name} of parameter {number} in optimizer {i}": value
+        if isinstance(value, torch.Tensor)
+        else torch.tensor(index(value))
+        for i, state in enumerate(states)
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
 
 
 def tensors(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401

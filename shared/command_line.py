@@ -203,7 +203,10 @@ def clear_errors() -> Iterator[None]:
         write_nowhere(number)
         raise KeyboardInterrupt(number)
 
-    with answered(ended_by(), stop):
+    ours = ended_by()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        ours.append(signal.SIGINT)
+    with answered(ours, stop):
         try:
             yield
         except BrokenPipeError:  # the reader of our output, such as `head`, is gone

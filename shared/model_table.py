@@ -5,8 +5,10 @@ that have shapes but no data.
 """
 
 import re
+import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.command_line import pick_dtype, processes
@@ -21,6 +25,7 @@ from shared.files import UserError
 from shared.machine import free_memory
 from shared.terminal import print_text
 
+OVERHEAD = 1.15  # of a step's memory as measured: gaps in the heap, what kernels need for a moment
 PART = re.compile(r"(\w+)(?:\.\d+(\.\w+))?")  # of a module's name; all blocks are one part
 
 
@@ -103,6 +108,74 @@ def kept_for_backward(model: nn.Module, shape: tuple[int, int]) -> int:
     return sum(memory.nbytes() for memory in kept.values())
 
 
+class MemoryInUse(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is on, and are still there."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.alive = {id(tensor.untyped_storage()) for tensor in before}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Callable, types: Sequence, args: Sequence = (), kwargs: dict | None = None
+    ) -> Any:  # noqa: ANN401
+        made = function(*args, **kwargs or {})
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                memory = tensor.untyped_storage()
+                if id(memory) not in self.alive:  # else it is a view, or changed in place
+                    self.alive.add(id(memory))
+                    self.bytes += memory.nbytes()
+                    weakref.finalize(memory, self.freed, id(memory), memory.nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return made
+
+    def freed(self, number: int, n_bytes: int) -> None:
+        self.alive.discard(number)
+        self.bytes -= n_bytes
+
+
+def peak_of_a_step(config: Any, model_class: Callable, make_optimizers: Callable) -> int:  # noqa: ANN401
+    """The most bytes that the first step of training on a CPU holds at a time besides the weights:
+    what forward and backward pass and optimizers keep, and what they pass on."""
+    with FakeTensorMode():
+        model = model_class(config).train()
+        optimizers = make_optimizers(model, config)
+        with MemoryInUse([*model.parameters(), *model.buffers()]) as memory:
+            ids = torch.zeros(config.batch_size, config.context_length, dtype=torch.long)
+            model(ids, targets=ids).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    return round(OVERHEAD * memory.peak)
+
+
+def build(model_class: Callable[[Any], nn.Module], config: Any) -> nn.Module:  # noqa: ANN401
+    """`model_class(config)`, to be trained; UserError if its weights take more memory than is free.
+
+    Not for sampling: what torch imports to build on "meta", optimizers need anyway (a second).
+    """
+    free = free_memory(torch.device("cpu"))
+    with addressable(), torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in model_class(config).parameters())
+    if free is not None and weights > free:
+        raise UserError(
+            f"the model's weights take {weights / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
+            "free: choose a smaller model"
+        )
+    return model_class(config)
+
+
+@contextmanager
+def addressable() -> Iterator[None]:
+    """UserError instead of torch's error for a tensor whose bytes no 64-bit number can count."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError("such a model or batch is larger than a computer can address") from None
+
+
 def check_memory(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -111,7 +184,8 @@ def check_memory(
 ) -> None:
     """UserError if the first step of training takes more memory than is free.
 
-    What lives only within the step is not counted: about as much again.
+    On a CPU, that is about what it takes. On a GPU, which has other kernels, only what it keeps is
+    counted: half of it or more.
     """
     free, weights = free_memory(device), sum(parameter.nbytes for parameter in model.parameters())
     windows = max(1, config.batch_size // processes())
@@ -124,10 +198,14 @@ def check_memory(
 
     in_16_bits = pick_dtype(getattr(config, "dtype", "float32"), device) == "bfloat16"
     with torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=in_16_bits):
-        size = measure(replace(config, batch_size=windows), type(model), alike)
-    if (needed := size.memory - size.weights) > free:
+        config = replace(config, batch_size=windows)
+        if device.type == "cpu":
+            needed = peak_of_a_step(config, type(model), alike)
+        else:
+            needed = measure(config, type(model), alike).memory - weights
+    if needed > free:
         raise UserError(
-            f"a step needs at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
+            f"a step needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
             "lower --batch-size or --context-length, or choose a smaller model"
         )
 
@@ -142,12 +220,8 @@ def print_model(
     reads the text."""
     if not config.vocab_size:
         config = replace(config, vocab_size=load_data(config)[0].vocab_size)
-    try:
+    with addressable():
         size = measure(config, model_class, make_optimizers)
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise UserError("such a model or batch is larger than a computer can address") from None
     print_text(f"{'':28}{'parameters':>15}{'FLOPs a token':>18}")
     for name, count in size.parameters.items():
         print_text(f"{name:28}{count:15,}{size.flops.get(name, 0):18,}")

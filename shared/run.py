@@ -25,14 +25,16 @@ from shared.checkpoints import (
     all_finite,
     check_tensors,
     checked_progress,
+    named_states,
     read_state,
+    states_after,
     unlike,
     write_state,
 )
 from shared.command_line import encode_prompt, pick_device, pick_dtype, processes
 from shared.corpora import END_OF_TEXT, Corpus
 from shared.curves import draw_loss, event_writer, write_events
-from shared.files import UserError, json_sha256, write_json, write_text
+from shared.files import UserError, json_sha256, read_json, write_json, write_text
 from shared.machine import keep_freed_memory, machine_facts
 from shared.model_table import check_memory
 from shared.reading import named, read_texts, text_files, whole_documents
@@ -108,6 +110,7 @@ class Run:
         self.signal = 0  # the signal that asked us to stop
         self.place = str(self.device)  # where it trains, as announced
         self.metrics_file = self.events = None  # until they are opened
+        self.summary, self.results = {}, ""  # of a run that was finished before, what it says
         encode_prompt(tokenizer, config.prompt)  # UserError now, not after training
         # What must be the same in a checkpoint, except what is in FREE_OPTIONS.
         self.identity = {"version": version} | dataclasses.asdict(config)
@@ -169,6 +172,10 @@ class Run:
             if wrong := unlike(saved["model"], self.model.state_dict()):
                 raise UserError(f"{path} is not a whole checkpoint{other}: {wrong}")
             check_tensors(saved, path)
+            if self.optimizers:  # they would take wrong states, and fail at their first step
+                ours = named_states(states_after(progress["step"], self.optimizers))
+                if wrong := unlike(named_states(saved["optimizers"]), ours):
+                    raise UserError(f"{path} is not a whole checkpoint: {wrong}")
             yield saved
             vars(self).update(progress)
         except UserError:
@@ -204,6 +211,10 @@ class Run:
         if processes() > 1 and not torch.distributed.is_initialized():
             raise UserError(f"{self.version} trains in one process: start it without torchrun")
         self.until_exit = ExitStack()
+        if self.is_done() and (results := self._earlier_results()):
+            self.summary, self.results = results
+            self._announce()
+            return self
         self._open_files()
         # Of earlier evaluations no weights are left once the last was the best.
         self.kept_from = 0 if self.best.exists() else len(self.rows)
@@ -277,6 +288,8 @@ class Run:
 
     def checkpoint_is_due(self) -> bool:
         """Whether to save now: at the end, every `checkpoint_every` steps, or if asked to stop."""
+        if self.summary:
+            return False
         on_time = self.is_done() or self.step % self.config.checkpoint_every == 0
         due = on_time or self.stop_signal() > 0
         if due:
@@ -289,6 +302,8 @@ class Run:
 
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate now."""
+        if self.summary:
+            return False
         due = self.is_done() or self.step % self.config.evaluate_every == 0
         if due:
             self._read_losses()
@@ -475,8 +490,12 @@ class Run:
     def finish(self, generate: Generate, corpus_tokens: int) -> dict:
         """Write summary.json, samples.txt and loss.png, print the results, and return the summary.
 
-        `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen.
+        `corpus_tokens`, the length of the training text, converts tokens seen to bytes seen. A run
+        that was finished before only prints them again.
         """
+        if self.summary:
+            print_text(self.results)
+            return self.summary
         sample, best = "".join(self.write(generate)), best_row(self.rows[self.kept_from :])
         self._check_folder()
         self._append_row({"step": self.step, "sample": sample})
@@ -487,22 +506,36 @@ class Run:
         self._draw(f"{summary['bits_per_byte']:.3f} bits per byte of all validation text")
         write_json(self.out / "summary.json", summary)  # last: it marks the run as finished
         self.metrics_file.close()
-        if left_out := self.corpus.val_bytes - summary["scored_bytes"]:
-            print_text(
-                f"{left_out:,} bytes of validation text are unknown characters and not scored"
-            )
-        print_text(f"---- a sample ----\n{sample}")
-        print_text(
-            f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
-            f"{self.seconds:.0f} s: loss {summary['val_loss']:.4f} nats per token, perplexity "
-            f"{summary['perplexity']:.2f}, {summary['bits_per_byte']:.4f} bits per byte"
-        )
+        print_text(self._results(summary, self.rows))
+        return summary
+
+    def _results(self, summary: dict, rows: list[dict]) -> str:
+        """What a finished run says of its `summary`, and of its `rows`, which end with a sample."""
+        *_, best = (r for r in rows if "bits_per_byte" in r and r["step"] == summary["best_step"])
+        left_out = summary["corpus"]["val_bytes"] - summary["scored_bytes"]
+        unknown = f"{left_out:,} bytes of validation text are unknown characters and not scored\n"
         told = f"step {best['step']:,}, {best['bits_per_byte']:.4f} bits per byte: see --best"
-        print_text(
+        bits = summary["bits_per_byte"]
+        return (
+            f"{unknown if left_out else ''}---- a sample ----\n{rows[-1]['sample']}\n"
+            f"------------------\n{self.version} on {self.corpus.name}, {self.step:,} steps in "
+            f"{summary['seconds']:.0f} s: loss {summary['val_loss']:.4f} nats per token, "
+            f"perplexity {summary['perplexity']:.2f}, {bits:.4f} bits per byte\n"
             f"training text read {summary['times_read']:.1f} times; best evaluation: "
             + ("the last" if best["step"] == self.step else told)
         )
-        return summary
+
+    def _earlier_results(self) -> tuple[dict, str] | None:
+        """The summary with which this run was finished and what it said, if both are still there
+        and of the same run as the checkpoint."""
+        try:
+            rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+            summary = read_json(self.out / "summary.json")
+            ours = summary["steps"] == rows[-1]["step"] == self.step
+            ours &= rows[: len(self.rows)] == self.rows
+            return (summary, self._results(summary, rows)) if ours else None
+        except (OSError, ValueError, LookupError, TypeError, UserError):
+            return None
 
     def _summary(self, corpus_tokens: int) -> dict:
         config, corpus, tokens = self.config, self.corpus, self.step * self.tokens_a_step

@@ -1,16 +1,20 @@
 """Every mistake gets one line that says what to do, and exit status 2."""
 
+import copy
 import errno
 import json
 import math
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch._inductor.exc
-from conftest import VERSIONS, by_characters, load_version, small_arguments
+from conftest import ROOT, VERSIONS, by_characters, load_version, small_arguments
 from tqdm import tqdm
 
 from shared import downloads
@@ -286,9 +290,38 @@ def test_a_size_that_follows_from_the_text(capsys, tmp_path):
         assert "--vocab-size, 9: --vocab-size follows from the text" in line
 
 
-def test_a_finished_run_says_how_it_goes_on(version, capsys, run):
+def test_a_finished_run_says_how_it_goes_on_and_its_results(version, capsys, run, monkeypatch):
+    """It is scored again only if what it said is gone, or is another run's."""
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    rows = [json.loads(line) for line in before["metrics.jsonl"].splitlines()]
+    summary = json.loads(before["summary.json"])
+    scored, evaluate = [], version.evaluate
+    watched = lambda model, *rest: scored.append(type(model)) or evaluate(model, *rest)  # noqa: E731
+    monkeypatch.setattr(version, "evaluate", watched)
+    tables = int(version.__name__ == "ladder_v0_bigram")  # of counts, which no checkpoint holds
     version.main(["--resume", "--out", str(run)])
-    assert "this run is finished: with more --steps than 6 it goes on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this run is finished: with more --steps than 6 it goes on" in said
+    assert f"---- a sample ----\n{rows[-1]['sample']}\n-----" in said
+    assert f"{summary['bits_per_byte']:.4f} bits per byte\n" in said
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert len(scored) == tables
+    others = {name: value for name, value in summary.items() if name != "val_loss"}
+    for name, content in (
+        ("summary.json", None),
+        ("summary.json", json.dumps(summary | {"steps": 5}).encode()),
+        ("summary.json", json.dumps(others).encode()),
+        ("metrics.jsonl", before["metrics.jsonl"].replace(b'"train', b'"other', 1) + b"5\n"),
+    ):
+        (run / name).write_bytes(content) if content else (run / name).unlink()
+        scored.clear()
+        version.main(["--resume", "--out", str(run)])
+        assert len(scored) == tables + 1, (name, content)
+        again = capsys.readouterr().out
+        lines = [text.splitlines()[-3:] for text in (said, again)]
+        assert [re.sub(r" in \d+ s", "", line) for line in lines[0]] == [
+            re.sub(r" in \d+ s", "", line) for line in lines[1]
+        ]
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a file"])
@@ -393,6 +426,28 @@ def test_a_checkpoint_of_wrong_values(change, capsys, finished_runs, tmp_path):
     change(saved)
     torch.save(saved, run / "checkpoint.pt")
     assert "not a whole checkpoint" in complaint(v4, ["--resume", "--out", run], capsys)
+
+
+def test_states_of_optimizers_of_wrong_shapes_are_told(version, capsys, run):
+    """At once, not at the first step; whatever part it is, and whatever is left out."""
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)
+    states = [of["state"] for of in whole["optimizers"]]
+    parts = [(i, n, name) for i, of in enumerate(states) for n in of for name in of[n]]
+    for i, number, name in (parts[0], parts[len(parts) // 2], parts[-1]):
+        for wrong in (torch.zeros(2, 7), torch.zeros(()).half(), [1.0], None):
+            saved = copy.deepcopy(whole)
+            state = saved["optimizers"][i]["state"][number]
+            state |= {name: wrong}
+            if wrong is None:
+                del state[name]
+            torch.save(saved, run / "checkpoint.pt")
+            line = complaint(version, ["--resume", "--out", run, "--steps", "7"], capsys)
+            assert "not a whole checkpoint" in line
+            told = f"{name} of parameter {number} in optimizer {i} is torch.float"
+            said = {type(None): "other names", list: "TypeError"}.get(type(wrong), told)
+            assert said in line
+    torch.save(whole, run / "checkpoint.pt")
+    version.main(["--resume", "--out", str(run), "--steps", "7"])
 
 
 def test_tokens_of_any_length_are_refused(capsys, finished_runs, tmp_path):
@@ -521,6 +576,51 @@ def test_what_may_change_when_a_run_goes_on(version, run, capsys):
             version.main([str(argument) for argument in arguments])
         else:
             assert name in complaint(version, arguments, capsys)
+
+
+PROGRAMS = [f"{name}/train.py" for name in VERSIONS]
+PROGRAMS += ["v4_modern/encode.py", "v4_modern/export.py"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_while_torch_is_imported(program, ignored, tmp_path):
+    """In its place, a module that sends the signal. Where a shell had it ignored, it still is."""
+    text = "import signal\nsignal.raise_signal(signal.SIGINT)\nraise SystemExit(5)\n"
+    (tmp_path / "torch.py").write_text(text)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL  # then Python installs its own
+    done = subprocess.run(
+        [sys.executable, str(ROOT / program), "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (5 if ignored else 130, b"", b"")
+
+
+def test_other_programs_keep_their_ctrl_c(tmp_path):
+    """A notebook's kernel must not end when it is interrupted."""
+    (tmp_path / "other.py").write_text("import shared, signal; print(signal.getsignal(2))")
+    command = [sys.executable, str(tmp_path / "other.py")]
+    paths = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, env=paths, capture_output=True, text=True, check=True).stdout
+    inherited = subprocess.run(
+        [sys.executable, "-c", "import signal; print(signal.getsignal(2))"],
+        capture_output=True,
+        text=True,
+    )
+    assert said == inherited.stdout
+
+
+@pytest.mark.parametrize("moment", ["parse", "load_data", "build", "make_optimizers", "Run"])
+def test_ctrl_c_before_training(version, moment, capsys, corpus_file, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stopped = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(version, moment, stopped)
+    with pytest.raises(SystemExit) as stop:
+        version.main(small_arguments(version, data=corpus_file, out=tmp_path / "run"))
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("number, status", [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])

@@ -16,22 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-import tyro
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, read_documents, well_formed
 from shared.files import read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.run import Run
 from shared.text import as_texts, tokens_of
 from shared.tokens import encode_splits, random_windows, token_lengths, windows_in_order
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
@@ -83,7 +83,7 @@ class Tokenizer:
 
     def __init__(self, characters: str) -> None:
         self.vocab = [END_OF_TEXT, "\ufffd", *characters]  # <|unknown|> decodes to U+FFFD
-        self.ids = {character: i for i, character in enumerate(characters, start=2)}
+        self.ids = {character: i for i, character in enumerate(self.vocab[2:], 2)}
         self.vocab_size = len(self.vocab)
 
     @classmethod
@@ -357,7 +357,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)

@@ -17,19 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.run import Run
 from shared.terminal import progress
 from shared.text import as_texts, tokens_of
@@ -40,6 +34,12 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
@@ -99,7 +99,7 @@ class Tokenizer:
         self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
-        for left, right in merges:
+        for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         self.special_tokens = {END_OF_TEXT: len(self.vocab)}
         self.vocab.append(END_OF_TEXT.encode("utf-8"))
@@ -445,7 +445,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)

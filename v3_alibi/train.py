@@ -18,19 +18,13 @@ from pathlib import Path
 from string import ascii_letters
 from time import perf_counter
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import command_line
 from shared.command_line import parse
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, sample_documents, well_formed
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.run import Run
 from shared.terminal import progress
 from shared.text import as_texts, tokens_of
@@ -41,6 +35,12 @@ from shared.tokens import (
     token_lengths,
     windows_in_order,
 )
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
@@ -101,7 +101,7 @@ class Tokenizer:
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.vocab = [bytes([byte]) for byte in range(256)]
         self.apart = [[byte] for byte in range(256)]  # number -> its id, or its parts' ids
-        for number, (left, right) in enumerate(merges, start=256):
+        for number, (left, right) in enumerate(self.merges, start=256):
             parts = self.apart[left] + self.apart[right]
             if number not in self.scaffolds:
                 self.vocab.append(b"".join(self.vocab[i] for i in parts))
@@ -459,7 +459,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)

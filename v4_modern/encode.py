@@ -16,8 +16,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared import fast_bpe
 from shared.command_line import (
@@ -32,6 +30,8 @@ from shared.terminal import print_text
 from shared.text import whole_words
 from shared.tokens import encode_texts
 from v4_modern.train import Tokenizer
+
+import tyro
 
 
 @dataclass

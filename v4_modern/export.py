@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Annotated
 
-import tyro
-
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 from train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoint
 
@@ -33,6 +31,8 @@ from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import save_hugging_face
+
+import tyro
 
 
 @dataclass

@@ -23,19 +23,13 @@ from time import perf_counter
 from typing import Literal
 from unicodedata import normalize
 
-import numpy as np
-import regex
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
 from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
-from shared.model_table import print_model
+from shared.model_table import build, print_model
 from shared.reading import read_pieces
 from shared.splits import SPLITS
 from shared.terminal import progress
@@ -52,6 +46,12 @@ from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
 from v4_modern.tokenizer_files import load_foreign, numbers_of
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 # ---- 1. Config ----
@@ -752,7 +752,7 @@ def train(config: Config) -> dict:
     config = replace(config, vocab_size=tokenizer.vocab_size)
     get_batch(train_tokens, 0, config)  # UserError now, not later, if the text is too short
     torch.manual_seed(config.seed)
-    model = LanguageModel(config)
+    model = build(LanguageModel, config)
     run = Run(VERSION, config, tokenizer, model, make_optimizers(model, config), corpus)
     if config.resume:
         load_checkpoint(run)
