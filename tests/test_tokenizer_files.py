@@ -93,6 +93,16 @@ def test_hugging_face_loads_what_we_write(tokenizer, tmp_path):
         assert files.load_hugging_face(Tokenizer, one).to_json() == tokenizer.to_json()
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_hugging_face_splits_alike_what_we_learned(split, tmp_path):
+    text = "<|a|>It's I'LL CamelCase\u01c5 1234567\n\n  x //\n/ naïve e\u0301 漢字A\t!b\r\n \n  "
+    ours = Tokenizer.train([PROSE, text * 3], 420, [END_OF_TEXT, "<|a|>"], split)
+    files.save_hugging_face(ours, tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(text + PROSE).ids == ours.encode(text + PROSE)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").to_json() == ours.to_json()
+
+
 def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -352,6 +362,8 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
         (["--tokenizer", "~nobody-of-that-name/t.json"], "t.json is not there"),
         (["--tokenizer", "ours.json", "--vocab-size", "300"], "omit it or --tokenizer"),
         (["--tokenizer", "ours.json", "--vocab-size", "4096"], "omit it or --tokenizer"),
+        (["--tokenizer", "ours.json", "--split", "gpt2"], "--split is for training a tokenizer"),
+        (["--split", "own"], "--split own is a given tokenizer's"),
         (["--tokenizer", "endless.json"], "endless.json has no <|endoftext|>"),
         (["--tokenizer", "plain.json"], "plain.json has no <|endoftext|>"),
         (["--tokenizer", "text.json"], "text.json cannot be read as JSON"),
