@@ -295,7 +295,7 @@ def summarize(results: dict) -> list[dict]:
 
 
 def report(results: dict) -> str:
-    """The table, as it stands in table.md and in the README."""
+    """The table, as it stands in table.md."""
     rows = summarize(results)
     full = rows[0]
     cells = [["without", "instead", "bits per byte", "difference"]]

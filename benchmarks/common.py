@@ -23,6 +23,7 @@ from shared.run import Run
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
+README = RESULTS.parent / "README.md"  # which shows them all
 RATES = 100  # learning rates kept of a run
 DIVERGED = ("the loss is", "the weights are not finite")  # how train.py tells non-finite numbers
 STOP = threading.Event()  # when set, all current runs end
@@ -342,11 +343,28 @@ def readme_with(readme: str, name: str, text: str) -> str:
     before, marker, rest = readme.partition(begin)
     _, end, after = rest.partition("<!-- /results -->")
     if not end:
-        raise UserError(f"README.md has no lines {begin.strip()} and <!-- /results -->")
+        raise UserError(f"{README} has no lines {begin.strip()} and <!-- /results -->")
     return "".join((before, marker, text, "\n", end, after))
 
 
+def in_brief(name: str, text: str) -> str:
+    """A report as README shows it: without what is folded, which stays in the folder's table.md."""
+    brief = re.sub(r"(?s)\n\n<details>.*?</details>", "", text)
+    more = f"\n\n[All that was measured](results/{name}/table.md)." if brief != text else ""
+    return brief + more
+
+
+def origins() -> str:
+    """Of which machine and commits the results of each folder are, as its table.md says."""
+    rows = [["results", "made by"]]
+    for table in sorted(RESULTS.glob("*/table.md")):
+        name, text = table.parent.name, table.read_text(encoding="utf-8")
+        made = re.search(r"Python \d[^;]*?, commit (?:[0-9a-f]+(?:, |))+(?: with changes)?", text)
+        rows.append([f"[{name}](results/{name}/table.md)", made[0] if made else "unknown"])
+    return markdown(rows)
+
+
 def write_readme(name: str, text: str) -> None:
-    """Put `text` into the README between the markers of `name`."""
-    path = ROOT / "README.md"
-    write_text(path, readme_with(path.read_text(encoding="utf-8"), name, text))
+    """Put a report, in brief, into README between the markers of `name`, and its origin on top."""
+    readme = readme_with(README.read_text(encoding="utf-8"), name, in_brief(name, text))
+    write_text(README, readme_with(readme, "origins", origins()))

@@ -6,7 +6,8 @@
 
 Every run is a version's own train.py, in its own process, with its own command line. Tables,
 pictures and results.json go to benchmarks/results/<name>/. If stopped, run the same command again
-to resume. `--readme` trains nothing: it rewrites the tables from results.json (also the README's).
+to resume. `--readme` trains nothing: it rewrites the tables from results.json, here in README.md
+too.
 """
 
 import html
@@ -26,7 +27,6 @@ from benchmarks.common import (
     RESULTS,
     check_name,
     fold,
-    idea,
     markdown,
     mean,
     open_run,
@@ -218,18 +218,16 @@ def large(value: float) -> str:
 
 
 def ladder_table(rows: list[dict]) -> str:
-    """What each version is, what it reaches, and the command that shows what is new in it."""
-    table = [["version", "idea", "bits per byte", "change", "lines", "diff"]]
+    """What each version reaches, and in how many lines."""
+    table = [["version", "bits per byte", "change", "lines"]]
     for before, row in zip([None, *rows], rows):
         name = row["version"]
         table.append(
             [
-                f"[{name}]({name}/train.py)",
-                idea(name),
+                name,
                 f"**{row['bits_per_byte']:.3f}**{plus_minus(row['spread'])}",
                 f"{row['change']:+.1%}" if before else "",
                 str(len(source(name).splitlines())),
-                f"`diff {before['version']}/train.py {name}/train.py`" if before else "",
             ]
         )
     return markdown(table)
@@ -285,7 +283,7 @@ def written(exhibits: dict[str, dict]) -> str:
 
 
 def report(results: dict) -> str:
-    """The tables, as they stand in table.md and in the README, and what the versions write."""
+    """The tables, as they stand in table.md, and what the versions write."""
     rows = summarize(results)
     return "\n\n".join(
         [
@@ -306,6 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(folder / "results.json", compare(options))
         results = read_json(folder / "results.json")
         figures = {
+            "ladder.png": pictures.draw_ladder(summarize(results), results),
             "bits.png": pictures.draw_bits(results),
             "beyond.png": pictures.draw_beyond(results),
             "rates.png": pictures.draw_rates(results),

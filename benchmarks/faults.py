@@ -7,7 +7,7 @@
 A fault is survived if the run, when resumed, ends with exactly the weights, metrics, summary,
 sample and picture of an undisturbed run, except for times; or if one line says what is wrong.
 Results go to benchmarks/results/faults/; `--readme` breaks nothing and only rewrites the tables
-from them (also the README's). Linux and macOS.
+from them (also those in README.md here). Linux and macOS.
 """
 
 import codecs
@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -633,10 +634,14 @@ def times(trials: Iterable[dict], what: str = "count") -> int:
 
 
 def report(results: dict) -> str:
-    """The table, as it stands in table.md and in the README."""
+    """The table, as it stands in table.md: a row for each kind of
+    fault, wherever it struck, but one for each place where something was lost."""
     kinds: dict[str, list[dict]] = {}
+    losing = {trial["where"] for trial in results["trials"] if trial["lost"]}
     for trial in results["trials"]:
-        kinds.setdefault(trial["where"], []).append(trial)
+        where = trial["where"]
+        kind = re.match(r"(kill in|SIG\w+ in|damaged) ", where + " ")
+        kinds.setdefault(kind[1] if kind and where not in losing else where, []).append(trial)
     rows = [["what happened", "how often", "how it ended", "lost"]]
     order = list(dict.fromkeys(where.split()[0] for where in kinds))
     for where, trials in sorted(kinds.items(), key=lambda kind: order.index(kind[0].split()[0])):
@@ -644,6 +649,8 @@ def report(results: dict) -> str:
         counts = [(times(t for t in trials if t["ended"] == end), end) for end in ends]
         ended = ", ".join(f"{n:,} {end}" for n, end in counts) if len(counts) > 1 else ends[0]
         lost = times(trials, "lost")
+        places = dict.fromkeys(trial["where"].removeprefix(where).strip() for trial in trials)
+        where = f"{where} {', '.join(places)}".strip()
         rows.append([where, f"{times(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
     machine = results["machine"]
     commits = sorted({trial["commit"] for trial in results["trials"]})

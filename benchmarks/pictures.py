@@ -2,6 +2,7 @@
 colour."""
 
 import io
+import textwrap
 from pathlib import Path
 
 from shared.curves import import_matplotlib
@@ -15,10 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.common import VERSIONS, write_readme
+from benchmarks.common import VERSIONS, idea, write_readme
 from shared.files import atomic_write, write_text
 from shared.run import QUICK_BYTES
 from shared.terminal import print_text
+
+HEAD = {"va": "center", "fontsize": 10.5, "fontweight": "bold"}
+BAR_TEXT = {"ha": "right", "va": "center", "fontweight": "bold"}
+WRITTEN = {"va": "center", "family": "monospace", "fontsize": 9.5, "parse_math": False}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -32,7 +37,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:
     """Print the `text` of a benchmark, and write it as table.md, with its pictures (by file name),
-    to its results folder; with `readme`, also write it to its block in the README."""
+    to its results folder; with `readme`, also put it, in brief, into README.md here."""
     write_text(folder / "table.md", text + "\n")
     for name, figure in figures.items():
         save(figure, folder / name)
@@ -54,6 +59,27 @@ def axes_of(count: int, width: float = 5, height: float = 4) -> tuple[Figure, li
         each.grid(alpha=0.15)
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes[0])
+
+
+def draw_ladder(rows: list[dict], results: dict) -> Figure:
+    """Each version's bits per byte as a bar, beside the beginning of what it wrote after the first
+    prompt."""
+    figure, (axes,) = axes_of(1, width=11, height=1.2 + 0.72 * len(rows))
+    at_most, right = (max(row["bits_per_byte"] for row in rows) * share for share in (1, 1.09))
+    axes.text(0, -0.85, "bits for a byte of text it has not seen; less is better", **HEAD)
+    for place, row in enumerate(rows):
+        bits, name = row["bits_per_byte"], row["version"]
+        axes.barh(place, bits, height=0.42, color="#4477aa")
+        axes.text(bits - 0.04 * at_most, place, f"{bits:.2f}", color="white", **BAR_TEXT)
+        axes.text(0, place - 0.28, f"{name}: {idea(name)}", fontsize=9.5, va="bottom")
+        for prompt, text in [*results["exhibits"].get(name, {}).get("samples", {}).items()][:1]:
+            if place == 0:
+                axes.text(right, -0.85, f'what it writes after "{prompt}"', **HEAD)
+            lines = textwrap.wrap(" ".join(text.split()), 58)
+            axes.text(right, place, "\n".join(lines[:2]), **WRITTEN)
+    axes.set(xlim=(0, 2.2 * at_most), ylim=(len(rows) - 0.7, -1), yticks=[], xticks=[])
+    axes.spines[:].set_visible(False)
+    return figure
 
 
 def draw_bits(results: dict) -> Figure:

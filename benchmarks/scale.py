@@ -57,7 +57,7 @@ class Options:
     vocab_size: int = 10_000  # tokens to learn
     folder: str = tempfile.gettempdir()  # where the text is made
     name: str = "scale"  # of the folder of results
-    readme: bool = False  # write the README's table from the results, measure nothing
+    readme: bool = False  # measure nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -9,7 +9,7 @@
 Each takes the version as it ships, changes one thing by several factors, and trains on the same
 number of bytes of text (`--larger` also on ten times as many). The ablations are in ablations.py.
 Finished runs are not run again. `--readme` trains nothing and rewrites the tables from results.json
-(also the README's).
+(also those in README.md here).
 """
 
 import json
@@ -291,7 +291,7 @@ def table(what: str, rows: list[dict]) -> str:
 
 
 def report(results: dict) -> str:
-    """The findings, and the tables behind them, as they stand in table.md and in the README."""
+    """The findings, and the tables behind them, as they stand in table.md."""
     rows = summarize(results["points"])
     whats = list(dict.fromkeys(row["what"] for row in rows))
     of = {what: [row for row in rows if row["what"] == what] for what in whats}

@@ -69,7 +69,7 @@ class Options:
     all_cores: bool = False  # measure also with all cores
     data: str = ""  # a text file to use in place of this machine's own
     name: str = "tokenizers"  # of the folder of results
-    readme: bool = False  # write the README's table from the results, measure nothing
+    readme: bool = False  # measure nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
         check_name(self.name)

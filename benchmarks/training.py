@@ -6,7 +6,7 @@
 
 If stopped, run the same command again to resume; new parts are added to the finished ones. All is
 measured on the CPU. Tables, picture and results.json go to benchmarks/results/training/. `--readme`
-measures nothing: it rewrites the tables from results.json (also the README's).
+measures nothing: it rewrites the tables from results.json (also those in README.md here).
 """
 
 import multiprocessing

@@ -3,17 +3,20 @@
 import contextlib
 import dataclasses
 import errno
+import inspect
 import io
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
@@ -24,7 +27,7 @@ from shared.downloads import DOWNLOADS
 from shared.files import UserError, need_package, read_json
 from shared.reading import named
 from shared.run_folder import check_folder
-from shared.terminal import answered, ended_by, write_nowhere
+from shared.terminal import answered, ended_by, print_text, write_nowhere
 from shared.tokens import Tokenizer
 
 tqdm.pos = 0  # or a bar half built when a signal came would fail when it is deleted
@@ -40,6 +43,27 @@ AT_MOST |= dict.fromkeys(("n_heads", "n_kv_heads", "head_size"), 10_000)
 AT_MOST |= dict.fromkeys(("width", "feed_forward_size"), 100_000)
 AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
 PATHS = {"data", "out", "init_from", "tokenizer", "score"}
+# In which order --help shows the options, and under which titles.
+GROUPS = {
+    "data": "data text_field vocab_size tokenizer_sample_bytes tokenizer workers",
+    "model": "",  # all that no other group names
+    "training": "steps batch_size accumulation_steps learning_rate muon_learning_rate weight_decay "
+    "warmup_steps schedule final_learning_rate clip_norm seed init_from",
+    "writing": "sample prompt temperature top_k top_p max_new_tokens",
+    "this run": "out resume score best print_model evaluate_every checkpoint_every tensorboard "
+    "device dtype compile",
+}
+TITLES = {name: title for title, names in GROUPS.items() for name in names.split()}
+HELP = """\
+{about}
+
+Examples:
+
+    python {program} --data my_text.txt --out runs/mine
+    python {program} --resume --out runs/mine
+    python {program} --sample --prompt "Return the"
+
+Options, with the values they have unless you give others:"""
 # System errors that the user can fix, such as a wrong name or a full disk.
 THE_USERS = "ENOENT ENOTDIR EISDIR EEXIST EACCES EPERM EROFS ENAMETOOLONG ENOSPC EDQUOT"
 # How torch's errors put it on Apple's and NVIDIA's GPUs, on a CPU, and in cuBLAS.
@@ -57,6 +81,9 @@ def parse(
     Options not given are those of `default` or, with --resume, --sample or --score, of the run in
     --out.
     """
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:] if arguments is None else arguments):
+        print_text(help_text(config_class, shutil.get_terminal_size().columns))
+        sys.exit()
     config = parse_options(config_class, arguments, default)
     out = os.path.expanduser(config.out)
     uses = config.sample or config.score  # a trained model
@@ -79,6 +106,36 @@ def parse(
         if any(Path(whole_path(out)).is_relative_to(folder) for folder in folders):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")
     return config
+
+
+def help_text(config_class: type, width: int) -> str:
+    """What --help shows, in lines of up to `width` columns: the first lines of the version's file,
+    examples, and each option with its default and the comment behind its field, in GROUPS."""
+    about = inspect.getdoc(sys.modules[config_class.__module__]) or ""
+    lines, indent = [HELP.format(about=about, program=sys.argv[0])], 30
+    source = inspect.getsource(config_class)
+    groups = {title: [] for title in GROUPS}
+    for field in dataclasses.fields(config_class):
+        if get_origin(field.type) is Annotated:  # suppressed
+            continue
+        shown, default = "--" + field.name.replace("_", "-"), field.default
+        if type(default) is not bool:
+            default = f"{default:g}" if type(default) is float else str(default)
+            shown += " " + (default or ("PATH" if field.name in PATHS else "TEXT"))
+        comment = re.search(rf"(?m)^    {field.name}: .*?  # (.*)$", source)
+        about = comment[1] if comment else ""
+        if get_origin(field.type) is Literal:
+            about += f" ({', '.join(get_args(field.type))})"
+        groups[TITLES.get(field.name, "model")].append((shown, about))
+    for title, options in groups.items():
+        lines += ["", f"{title}:"]
+        for shown, about in options:
+            fits = len(shown) < indent - 3
+            lines += [] if fits else [f"  {shown}"]
+            first = f"  {shown}".ljust(indent) if fits else " " * indent
+            space = {"initial_indent": first, "subsequent_indent": " " * indent}
+            lines += textwrap.wrap(about, max(min(width, 100), 60), **space) or [first.rstrip()]
+    return "\n".join(lines)
 
 
 def whole_path(name: str) -> str:

@@ -30,7 +30,7 @@ from benchmarks import (
 from shared.files import UserError, read_json, write_json
 from v4_modern import encode
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = common.README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?s)<!-- results (\S+) -->\n(.*?)\n<!-- /results -->", README)
 
 
@@ -320,20 +320,33 @@ def test_a_wrong_option_is_told_in_a_line(module, arguments, said, capsys):
 
 @pytest.mark.parametrize("name, text", BLOCKS)
 def test_the_readme_shows_what_the_results_give(name, text):
-    """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme"""
+    """If a file's length has changed: python benchmarks/compare.py --seconds 120 --readme, which
+    also rewrites the table of origins."""
+    if name == "origins":
+        assert common.origins() == text and "unknown" not in text
+        return
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
     of_their_own |= {"training": training}
     of_their_own |= {"ablate-v3": ablations, "ablate-v4": ablations}
     module = of_their_own.get(name, sweep if "points" in results else compare)
-    assert module.report(results) == text
+    assert common.in_brief(name, module.report(results)) == text and "<details>" not in text
     table = (common.RESULTS / name / "table.md").read_text(encoding="utf-8")
-    assert table == text + "\n"
+    assert table == module.report(results) + "\n"
 
 
 def test_the_readme_has_the_comparisons_and_the_sweep():
     compared = {"seconds-120", "bytes-1000000", "sweep-v4"}
-    others = {"tokenizers", "scale", "faults", "training", "larger-v4", "ablate-v3", "ablate-v4"}
+    others = {
+        "tokenizers",
+        "scale",
+        "faults",
+        "training",
+        "larger-v4",
+        "ablate-v3",
+        "ablate-v4",
+        "origins",
+    }
     assert {name for name, _ in BLOCKS} == compared | others
 
 
@@ -377,18 +390,23 @@ def test_headers_promise_what_was_measured(name):
     assert float(promised[1]) == pytest.approx(measured, abs=0.02)
 
 
-def test_every_file_and_option_of_the_readme_exists():
-    options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's
+@pytest.mark.parametrize(
+    "place", ["README.md", "benchmarks/README.md", "shared/README.md", "v4_modern/README.md"]
+)
+def test_every_file_and_option_of_the_readmes_exists(place):
+    readme = (ROOT / place).read_text(encoding="utf-8")
+    options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's and pip's
+    options |= {"--index-url", "--ablate"}
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
     programs = (compare, sweep, report, encode, training, tokenizers, climb)
     others = [program.Options for program in programs]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
-    assert set(re.findall(r"--[a-z][a-z-]+", README)) <= options
-    for path in re.findall(r"[\w./-]+\.(?:py|txt|png|md)\b", README):
-        if "/" in path and not path.startswith(("my_", "runs/", "v5_")):
-            assert (ROOT / path).exists(), path
+    assert set(re.findall(r"--[a-z][a-z-]+", readme)) <= options
+    for path in re.findall(r"[\w./-]+\.(?:py|txt|png|md)\b", readme):
+        if "/" in path and not path.startswith(("my_", "runs/", "v5_", "texts/")):
+            assert (ROOT / path).exists() or ((ROOT / place).parent / path).exists(), path
 
 
 # ---- the page ----

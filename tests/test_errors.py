@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from conftest import ROOT, VERSIONS, by_characters, load_version, small_argument
 from tqdm import tqdm
 
 from shared import downloads
-from shared.command_line import clear_errors, encode_prompt
+from shared.command_line import GROUPS, clear_errors, encode_prompt, parse_options
 from shared.files import UserError, read_json, write_json
 from shared.run_folder import lock_metrics
 
@@ -628,3 +629,28 @@ def test_the_status_tells_whose_fault_it_was(number, status):
     with pytest.raises(SystemExit) as stop, clear_errors():
         raise OSError(number, os.strerror(number), "file")
     assert stop.value.code == status
+
+
+def test_help_is_the_files_first_lines_and_every_option(version, capsys, monkeypatch):
+    """Examples can be parsed, and so can the options as they are shown: they are the defaults."""
+    monkeypatch.setattr(sys, "argv", ["here/train.py"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        version.main(["--steps", "3", "--help"])
+    told = capsys.readouterr().out
+    assert not stop.value.code and told.startswith(version.__doc__.strip() + "\n")
+    examples = re.findall(r"(?m)^    python here/train.py (.*)$", told)
+    configs = [parse_options(version.Config, shlex.split(example)) for example in examples]
+    assert len(configs) == 3 and configs[1].resume and configs[2].prompt == "Return the"
+    _, _, options = told.partition("give others:\n")
+    assert re.findall(r"(?m)^(\S.*):$", options) == list(GROUPS) and "(default" not in options
+    assert all(len(line) <= 80 for line in options.splitlines() if "--out /" not in line)
+    shown = re.findall(r"(?m)^  --(\S+)(?: (\S+))?(?:$|  +\S)", options)
+    counted = {"vocab_size"} if by_characters(version) else set()
+    names = [name.replace("-", "_") for name, _ in shown]
+    assert sorted(names) == sorted(version.Config.__dataclass_fields__.keys() - counted)
+    given = [[f"--{name}", value] for name, value in shown if value not in ("", "PATH", "TEXT")]
+    assert parse_options(version.Config, sum(given, [])) == version.Config()
+    assert set(" ".join(GROUPS.values()).split()) <= set(
+        load_version(VERSIONS[-1]).Config.__dataclass_fields__
+    ) | {"tokenizer_sample_bytes"}

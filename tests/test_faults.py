@@ -687,6 +687,10 @@ def test_what_is_lost_is_shown():
     machine = {"python": "3", "torch": "2"}
     text = faults.report({"trials": trials, "seed": 0, "machine": machine})
     assert "| kill in step | 3 | resumed | **1** |" in text
+    trials += [trial | {"where": f"kill in {phase}", "lost": ""} for phase in ("end", "corpus")]
+    text = faults.report({"trials": trials, "seed": 0, "machine": machine})
+    assert "| kill in step | 3 | resumed | **1** |" in text
+    assert "| kill in end, corpus | 2 | resumed | nothing |" in text
 
 
 def test_a_long_run_does_not_grow():

@@ -1,4 +1,4 @@
-"""The README's code and commands as they stand there, and its way to a version of one's own."""
+"""The READMEs' code and commands as they stand there, and the way to a version of one's own."""
 
 import contextlib
 import io
@@ -19,17 +19,24 @@ from conftest import ROOT, VERSIONS, load_version, small_arguments, small_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.common import RESULTS, mean
 from shared.command_line import parse_options
+from shared.files import read_json
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-OURS = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", README)  # not what models wrote
-PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", OURS)
-# Lines of indented blocks (of four columns, seven in a list) that begin with `python`, and what
-# they go on with after a backslash.
-COMMANDS = re.findall(r"(?m)^(?: {4}| {7})(python (?:.*\\\n)*.*)$", OURS)
-COMMANDS = [command.replace("\\\n", "") for command in COMMANDS]
-# A command is long, and not run here, if a comment behind it says that it takes minutes or more.
-LONG = re.compile(r"#.*\b(minutes?|hours?|days?)\b")
+PLACES = "benchmarks/README.md", "shared/README.md", "README.md", "v4_modern/README.md"
+TEXTS = {place: (ROOT / place).read_text(encoding="utf-8") for place in PLACES}
+README = TEXTS["README.md"]
+ALL = re.sub(r"(?s)<!-- results .*?<!-- /results -->", "", "\n".join(TEXTS.values()))
+PYTHON = re.findall(r"(?ms)^```python\n(.*?)^```$", ALL)
+# Lines of indented blocks (of four columns, seven in a list) that begin with a program's name, with
+# what they go on with after a backslash; and what stands in a sentence and begins with `python`
+# or `torchrun`.
+PROGRAMS = r"(?:[A-Z_]+=\S+ )?(?:python|torchrun|pytest|pip|git|diff|grep) "
+COMMANDS = re.findall(rf"(?m)^(?: {{4}}| {{7}})({PROGRAMS}(?:.*\\\n)*.*)$", ALL)
+COMMANDS += re.findall(r"`((?:python|torchrun) [^`]+)`", ALL)
+COMMANDS = list(dict.fromkeys(re.sub(r"\\?\n *", " ", command) for command in COMMANDS))
+# A command is not run here if a comment behind it says how long it takes, or what it needs.
+LONG = re.compile(r"#.*\b(seconds?|minutes?|hours?|days?|needs)\b")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
 QUICK = [command for command in COMMANDS if not LONG.search(command)]
 
@@ -67,11 +74,15 @@ def as_python_runs(folder: Path, arguments: list[str]) -> None:
 
 
 def run_command(folder: Path, command: str, capfd) -> str:
-    """What a command of the README prints in `folder`.
+    """What a command of the READMEs prints in `folder`.
 
-    It runs in a process forked from this one, which has imported torch already.
+    Python runs in a process forked from this one, which has imported torch already.
     """
-    _, *arguments = shlex.split(command, comments=True)
+    program, *arguments = shlex.split(command, comments=True)
+    if program != "python":
+        ended = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+        assert ended.stdout and not ended.stderr, f"{command}\n{ended.stderr}"
+        return ended.stdout
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=as_python_runs, args=(folder, arguments))
     process.start()
@@ -90,15 +101,16 @@ def test_a_quick_command_runs_as_printed(command, copy, capfd):
 
 
 def test_long_commands_say_how_long_they_take():
-    """In minutes or more, which is all that keeps the test above from running them."""
-    assert len(QUICK) >= 7 and len(COMMANDS) - len(QUICK) >= 8
+    """Which is all that keeps the test above from running them. What is run can be run by it."""
+    assert len(QUICK) >= 12 and len(COMMANDS) - len(QUICK) >= 30
+    assert all(command.split()[0] in ("python", "diff", "grep") for command in QUICK)
 
 
 def test_sizes_are_as_the_table_says():
     """Also the options of commands that are too long to run are the versions' own."""
     v4 = load_version("v4_modern")
-    sizes = re.findall(r"(?m)^\| [^|]* \| ([\d,]{9,}) \| \d\.\de\d+ \|", README)
-    long = (c for c in COMMANDS if "--feed-forward-size" in c and "--print-model" not in c)
+    sizes = re.findall(r"(?m)^\| [^|]* \| ([\d,]{9,}) \| \d\.\de\d+ \|", ALL)
+    long = (c for c in COMMANDS if "--vocab-size" in c and "--feed-forward-size" in c)
     presets = ["python v4_modern/train.py", *long]
     assert len(sizes) == len(presets) == 4
     for command, size in zip(presets, sizes):
@@ -126,7 +138,7 @@ def notebook(copy):
 
 
 def test_python_blocks_run_as_they_stand(notebook):
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
     assert notebook["summary"]["steps"] == 20
     assert re.search(r"\]\nthe cat", notebook["printed"].getvalue())
     assert notebook["run"].tokenizer.decode(notebook["ids"]) == "the rat sat"
@@ -151,6 +163,58 @@ def test_tiktoken_gives_our_ids(notebook):
 
     check()
     assert len(tokenizer.encode(" the cat")) < 6  # merges were learned, and are used
+
+
+# ---- what is said of results, and where it points ----
+
+
+def test_the_ladder_and_the_samples_are_those_of_the_results():
+    results = read_json(RESULTS / "seconds-120" / "results.json")
+    ladder = re.findall(r"(?m)^\| \[(\w+)\]\(\1/train\.py\) \|.*\| (\S+) \|$", README)
+    bits = {
+        name: [r["bits_per_byte"] for r in results["runs"] if r["version"] == name]
+        for name in VERSIONS
+    }
+    assert ladder == [(name, f"{mean(bits[name]):.3f}") for name in VERSIONS]
+    samples = re.findall(r"(?m)^    v(\d)  (.*)$", README)
+    assert [version for version, _ in samples] == ["0", "0", "1", "2", "3", "4"]
+    for version, line in samples:
+        seen = results["exhibits"][VERSIONS[int(version)]]["samples"].values()
+        assert any(text.startswith(line) for text in seen), line
+
+
+def test_what_was_found_stands_in_the_table_that_it_points_to():
+    found = re.search(r"(?ms)^## What was found\n(.*?)^## ", README)[1]
+    _, *findings = re.split(r"(?m)^- ", found)
+    assert len(findings) == 6
+    for finding in findings:
+        (place,) = re.findall(r"\]\(([^)#]+)", finding)
+        for number in re.findall(r"\*\*(\S+?)\*\*", finding):
+            share = f"{float(number[:-1]) / 100:.3f}" if number.endswith("%") else number
+            forms = {number, share, share.removesuffix("0")}
+            cells = set(re.findall(r"[\d.,]*\d%?", (ROOT / place).read_text(encoding="utf-8")))
+            assert forms & cells, (number, place)
+
+
+def slug(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_links_and_pictures_are_there(place):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[place]):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / place).parent / path if path else ROOT / place
+        assert file.exists(), target
+        titles = re.findall(r"(?m)^#+ (.*)$", file.read_text(encoding="utf-8")) if anchor else []
+        assert not anchor or anchor in map(slug, titles), target
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
 
 
 # ---- Add v5_yours ----
@@ -182,7 +246,7 @@ def test_the_harness_finds_a_new_version(with_v5, capfd):
 def test_comparison_and_page_find_a_new_version(with_v5, capfd):
     asked = "--bytes 3000 --seeds 1 --name mine --data my_text.txt --versions v5 --prompts A"
     said = run_command(with_v5, f"python benchmarks/compare.py {asked}", capfd)
-    assert "| [v5_yours](v5_yours/train.py) | your idea in a line | **" in said
+    assert "| v5_yours | **" in said
     run_command(with_v5, "python benchmarks/report.py --results mine", capfd)
     page = (with_v5 / "runs" / "report.html").read_text(encoding="utf-8")
     assert "v5_yours" in page and "your idea in a line" in page
