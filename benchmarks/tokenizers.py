@@ -207,7 +207,7 @@ def encode_v2(ours: object, text: str, cores: int) -> Encode:
 
 
 def encode_v4(ours: object, text: str, cores: int) -> Encode:
-    tokenizer = kind_of_v4(len(text), cores)(ours.merges, ours.special_tokens, ours.first)
+    tokenizer = kind_of_v4(len(text), cores)(**ours.parts)
     return lambda: list(tokenizer.encode_pieces([text]))
 
 
