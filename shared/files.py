@@ -12,8 +12,6 @@ from operator import index
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import regex
-
 try:
     import fcntl
 except ImportError:  # Windows
@@ -141,11 +139,11 @@ def read_json(path: str | Path) -> dict:
     return value
 
 
-def checked_merges(merges: Iterable, foreign: dict | None = None) -> list[tuple[int, int]]:
+def checked_merges(merges: Iterable) -> list[tuple[int, int]]:
     """`merges` as pairs of ids; ValueError or TypeError unless each joins two tokens that are made
-    before it (unless they have `foreign` ids, which tell nothing), and no two join the same."""
+    before it, and no two join the same."""
     merges = [(index(left), index(right)) for left, right in merges]
-    for token, pair in enumerate(() if foreign else merges, start=256):
+    for token, pair in enumerate(merges, start=256):
         if min(pair) < 0 or max(pair) >= token:
             raise ValueError(f"{pair}, which make token {token}, are not both made before it")
     if len(set(merges)) < len(merges):
@@ -161,10 +159,11 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[..., T]) -> T:
     parts = read_json(path)
     if (found := parts.pop("kind", None)) != kind:
         raise UserError(f"{path} is another version's tokenizer ({found}, not {kind})")
+    if parts.pop("first", None) not in (None, [*range(256)]):  # v4 had it, for other libraries'
+        raise UserError(f"{path} has the bytes in another order: give the file it was read from")
     try:
-        foreign, total, lengths = parts.get("foreign"), 0, [1] * 256
-        merges = checked_merges(parts.get("merges", ()), foreign)
-        for left, right in () if foreign else merges:  # sixty that double would make exabytes
+        merges, total, lengths = checked_merges(parts.get("merges", ())), 0, [1] * 256
+        for left, right in merges:  # sixty that double would make a token of exabytes
             lengths.append(lengths[left] + lengths[right])
             total += lengths[-1]
             if total > TOKEN_BYTES:
@@ -180,5 +179,3 @@ def read_tokenizer(path: str | Path, kind: str, build: Callable[..., T]) -> T:
         return tokenizer
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError):
         raise UserError(f"{path} is damaged") from None
-    except regex.error as error:
-        raise UserError(f"{path} is damaged: its split is no pattern ({error})") from None

@@ -110,6 +110,7 @@ def test_words_of_an_unknown_split_are_cut_only_at_special_tokens(monkeypatch):
 
 @pytest.mark.parametrize("name", LATER)
 def test_v4_and_fast_bpe_learn_alike(name):
+    assert v4.Tokenizer.pattern.pattern == SPLITS["gpt2"]
     text = small_text() + " It's I'LL CamelCase 123456\n\n  x //\n/ naïve 漢字A" * 3
     tokenizer = v4.Tokenizer.train([text], 400, split=name)
     assert learn([text], 400 - 257, ["<|endoftext|>"], 1, name) == tokenizer.merges

@@ -20,7 +20,7 @@ from test_errors import complaint
 from shared import fast_bpe
 from shared import text as shared_text
 from shared.corpora import END_OF_TEXT
-from shared.files import UserError
+from shared.files import UserError, read_json, write_json
 from shared.splits import SPLITS
 from shared.text import special_pattern
 from v4_modern import tokenizer_files as files
@@ -178,7 +178,7 @@ def test_ids_of_a_file_of_ranks_are_tiktokens(split, tmp_path, monkeypatch):
         Tokenizer.load(path)
     monkeypatch.setitem(files.RANK_FILES, len(RANKS), (split, special, False))
     plain = Tokenizer.load(path)
-    fast = fast_bpe.fast(Tokenizer, 1)(**plain.parts)
+    fast = fast_bpe.sped_up(plain, 1)
     assert plain.vocab_size == 301 and plain.decode([290]) == ""
 
     @given(AB)
@@ -219,7 +219,7 @@ def test_ids_of_any_numbering_are_hugging_faces(split, whole, tmp_path, monkeypa
     plain.save(tmp_path / "ours.json")
     for name in ("again.json", "ours.json"):
         assert Tokenizer.load(tmp_path / name).to_json() == plain.to_json()
-    fast = fast_bpe.fast(Tokenizer, 1)(**plain.parts)
+    fast = fast_bpe.sped_up(plain, 1)
 
     @given(AB)
     @example("abab" * 50 + "aababbabaabb" * 9)
@@ -263,6 +263,53 @@ def test_ids_of_real_vocabularies(package):
     for text in (PROSE.replace(END_OF_TEXT, ""), mixed):
         ids = theirs.encode(text)
         assert ours.encode(text) == (ids.ids if path.is_dir() else ids)
+
+
+def test_files_that_name_the_order_of_the_bytes(tmp_path):
+    """As v4's did before it had `split`."""
+    old = {name: part for name, part in TOKENIZER.to_json().items() if name != "split"}
+    write_json(tmp_path / "old.json", old | {"first": [*range(256)]})
+    assert Tokenizer.load(tmp_path / "old.json").to_json() == TOKENIZER.to_json()
+    for first in ([*range(255, -1, -1)], [*range(255)], 256, "ab"):
+        write_json(tmp_path / "old.json", old | {"first": first})
+        with pytest.raises(UserError, match="another order: give the file it was read from"):
+            Tokenizer.load(tmp_path / "old.json")
+
+
+DAMAGED = {
+    "pairs": [
+        [[97, 98], [97, 98]],
+        [[97, -1]],
+        [[97, 999]],
+        [[97, 98.0]],
+        [[97]],
+        [[0, 0]],
+        5,
+        None,
+    ],
+    "special_tokens": [[END_OF_TEXT], [END_OF_TEXT] * 2, [5, "a"], "ab", None],
+    "special_ids": [[97, 98], [-1, 5], [9999, 5], [1.0, 2], ["a", "b"], [0], 5, None],
+    "split": ["(", 5, ["gpt2"], None],
+    "vocab": [[], ["a"] * 300, ["漢"] * 300, [1] * 300, {"a": 1}, 5, None],
+    "whole_words": [0, "true", None],
+    "nfc": [1, "false", None],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_foreign_tokenizer_is_told(name, tmp_path):
+    """One part of the file at a time; the plain class and the fast one read it alike."""
+    GPT2S.save(tmp_path / "t.json")
+    saved = read_json(tmp_path / "t.json")
+    fast = fast_bpe.fast(Tokenizer, 1).load(tmp_path / "t.json")
+    assert fast.to_json() == GPT2S.to_json()
+    assert fast.encode(PROSE) == fast_bpe.sped_up(GPT2S, 1).encode(PROSE) == GPT2S.encode(PROSE)
+    assert saved.keys() == DAMAGED.keys() | {"kind"}
+    for value in DAMAGED[name]:
+        write_json(tmp_path / "t.json", saved | {name: value})
+        with pytest.raises(UserError, match="t.json is damaged"):
+            Tokenizer.load(tmp_path / "t.json")
+            pytest.fail(f"{name} {str(value)[:80]}")
 
 
 def split_by(saved: dict, pattern: str, behavior: str = "Isolated") -> None:

@@ -2,8 +2,10 @@
 
 The first two spell a token with visible characters, one per byte: bytes that are visible in Latin-1
 are written as themselves, the others as the characters from U+0100 on (GPT-2's `bytes_to_unicode`).
-Where ids are not numbered as ours, the tokenizer's `foreign` part says how, and what else differs:
+Where ids are not numbered as ours or what else differs, the tokenizer is a `foreign` one, of parts:
 
+    pairs        the ids of the two tokens that each merge joins, in the order of the merges
+    split        the name or the pattern by which texts are split into words
     vocab        the spelling of each token, by id; "" where there is none or a special one
     special_ids  the ids of the special tokens; two names may have the same
     whole_words  whether a word that is a token is that token, whatever the merges would make
@@ -13,17 +15,22 @@ Where ids are not numbered as ours, the tokenizer's `foreign` part says how, and
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import TypeVar
+from unicodedata import normalize
 
 import regex
 
-from shared.files import UserError, read_json, write_text
+from shared.fast_bpe import LONG_RUN
+from shared.fast_bpe.encoder import Merger
+from shared.files import UserError, read_json, read_tokenizer, write_text
 from shared.splits import SPLITS
 from shared.text import END_OF_TEXT
 
 T = TypeVar("T")
+KIND = "foreign-bpe"  # in our own files
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
 CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
@@ -68,33 +75,76 @@ def unspell(text: str) -> bytes:
     return text.translate(TO_LATIN_1).encode("latin-1")
 
 
-def numbers_of(
-    tokenizer: object,
-    special_tokens: Sequence[str],
-    vocab: list[str],
-    special_ids: list[int],
-    whole_words: bool,
-    nfc: bool,
-) -> None:
-    """Give a tokenizer foreign ids; ValueError or LookupError if they do not fit its merges."""
-    tokenizer.vocab = [unspell(text) for text in vocab]
-    ids = {token: i for i, token in enumerate(tokenizer.vocab) if token}
-    if len(ids) + vocab.count("") < len(vocab):
-        raise ValueError("two tokens have the same bytes")
-    names = dict(zip(special_tokens, special_ids, strict=True))
-    if {type(whole_words), type(nfc)} != {bool} or not all(type(i) is int for i in special_ids):
-        raise TypeError("other types than these files have")
-    if any(i not in range(len(vocab)) for pair in tokenizer.merges for i in pair):
-        raise ValueError("a merge of no tokens")
-    tokenizer.byte_ids = [ids[bytes([byte])] for byte in range(256)]
-    of = tokenizer.vocab
-    tokenizer.made = [ids[of[left] + of[right]] for left, right in tokenizer.merges]
-    for text, i in names.items():
-        if i not in range(len(vocab)) or vocab[i] not in ("", text):
-            raise ValueError("a special token with the id of another one")
-        of[i] = of[i] or text.encode("utf-8")
-    tokenizer.special_tokens, tokenizer.nfc = names, nfc
-    tokenizer.whole_words = ids if whole_words else {}
+def foreign(tokenizer_class: type[T]) -> type[T]:
+    """A subclass of v4's `tokenizer_class` for other ids and habits than ours."""
+
+    class Foreign(tokenizer_class):
+        def __init__(
+            self,
+            pairs: Sequence[tuple[int, int]],
+            special_tokens: Iterable[str],
+            split: str,
+            vocab: list[str],
+            special_ids: list[int],
+            whole_words: bool,
+            nfc: bool,
+        ) -> None:
+            """The module's docstring says what the parts are. ValueError, LookupError or TypeError
+            if they do not fit each other."""
+            super().__init__((), special_tokens)
+            names = dict(zip(self.special_tokens, special_ids, strict=True))
+            if {type(whole_words), type(nfc)} != {bool} or {*map(type, special_ids)} - {int}:
+                raise TypeError("other types than these files have")
+            self.merges = [(index(left), index(right)) for left, right in pairs]
+            self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+            if len(self.ranks) < len(self.merges):
+                raise ValueError("two merges join the same tokens")
+            if any(i not in range(len(vocab)) for pair in self.merges for i in pair):
+                raise ValueError("a merge of no tokens")
+            self.vocab = [unspell(text) for text in vocab]
+            ids = {token: i for i, token in enumerate(self.vocab) if token}
+            if len(ids) + vocab.count("") < len(vocab):
+                raise ValueError("two tokens have the same bytes")
+            self.byte_ids = [ids[bytes([byte])] for byte in range(256)]
+            self.made = [ids[self.vocab[i] + self.vocab[j]] for i, j in self.merges]
+            for text, i in names.items():
+                if i not in range(len(vocab)) or vocab[i] not in ("", text):
+                    raise ValueError("a special token with the id of another one")
+                self.vocab[i] = self.vocab[i] or text.encode("utf-8")
+            try:
+                self.split, self.pattern = split, regex.compile(SPLITS.get(split, split))
+            except regex.error as error:
+                raise ValueError(f"the split is no pattern: {error}") from None
+            self.special_tokens, self.vocab_size, self.spelled = names, len(vocab), vocab
+            self.whole_words, self.nfc = ids if whole_words else {}, nfc
+            self.others = self.byte_ids, self.made, self.whole_words, nfc  # for fast_bpe
+
+        def encode_word(self, word: str) -> list[int]:
+            """The ids of one word. Merges may make what earlier ones join, so each round merges at
+            one place only."""
+            data = word.encode("utf-8")
+            if data in self.whole_words:
+                return [self.whole_words[data]]
+            if len(data) > LONG_RUN:
+                return Merger(self.merges, *self.others[:2])([data])[0].tolist()
+            ids, none = [self.byte_ids[byte] for byte in data], len(self.merges)
+            while ranks := [self.ranks.get(pair, none) for pair in zip(ids, ids[1:])]:
+                if (best := min(ranks)) == none:
+                    break
+                at = ranks.index(best)
+                ids[at : at + 2] = [self.made[best]]
+            return ids
+
+        def encode_part(self, text: str) -> list[int]:
+            return super().encode_part(normalize("NFC", text) if self.nfc else text)
+
+        def to_json(self) -> dict:
+            parts = {"pairs": self.merges, "special_tokens": list(self.special_tokens)}
+            parts |= {"split": self.split, "vocab": self.spelled}
+            parts |= {"special_ids": list(self.special_tokens.values())}
+            return {"kind": KIND, **parts, "whole_words": bool(self.whole_words), "nfc": self.nfc}
+
+    return Foreign
 
 
 def build(
@@ -130,16 +180,16 @@ def build(
         special = dict(sorted(special.items(), key=lambda item: item[1]))
         numbers = [tokens[CHARACTERS[byte]] for byte in range(256)]
         numbers += [tokens[left + right] for left, right in merges] + [*special.values()]
-        if numbers == [*range(len(tokens) + len(special))] and not whole_words and not nfc:
+        in_order = numbers == [*range(len(tokens) + len(special))]
+        if in_order and split in SPLITS and not whole_words and not nfc:
             return tokenizer_class(pairs, special, split)  # as ours
         spelled = [""] * (max(used) + 1)
         for text, i in tokens.items():
             spelled[i] = text
         if END_OF_TEXT not in special and (end := own_end(special, path)):
             special[END_OF_TEXT] = special[end]
-        foreign = {"vocab": spelled, "special_ids": [*special.values()]}
-        foreign |= {"whole_words": whole_words, "nfc": nfc}
-        return tokenizer_class(pairs, special, split, foreign)
+        others = spelled, [*special.values()], whole_words, nfc
+        return foreign(tokenizer_class)(pairs, special, split, *others)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: merges and tokens do not match ({error})") from None
 
@@ -153,8 +203,8 @@ def own_end(special: dict[str, int], path: Path) -> str:
 
 
 def load_foreign(tokenizer_class: type[T], path: str | Path) -> T | None:
-    """The tokenizer of another library in `path`, a file or a folder of files; None if it is one of
-    ours; UserError if it is none, or one that v4 cannot have."""
+    """The tokenizer of another library in `path`, a file or a folder of files, or what a run saved
+    of one; None if it is one of ours; UserError if it is none, or one that v4 cannot have."""
     path = Path(path)
     if path.is_dir():
         names = ("tokenizer.json", "vocab.json", "encoder.json")
@@ -164,6 +214,8 @@ def load_foreign(tokenizer_class: type[T], path: str | Path) -> T | None:
             if regex.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(2 * MOST_BYTES)):
                 return load_ranks(tokenizer_class, path)
     saved = read_json(path)
+    if saved.get("kind") == KIND:
+        return read_tokenizer(path, KIND, foreign(tokenizer_class))
     if isinstance(saved.get("kind"), str):  # every version's own file has one
         return None
     if path.name in ("vocab.json", "encoder.json") and not isinstance(saved.get("model"), dict):
@@ -181,8 +233,8 @@ def save_gpt2(tokenizer: object, folder: str | Path) -> None:
 
 def spelled_vocab(tokenizer: object) -> dict[str, int]:
     """The spelling of each token but the special ones, mapped to its id."""
-    if foreign := tokenizer.parts.get("foreign"):
-        return {text: i for i, text in enumerate(foreign["vocab"]) if text}
+    if spelled := getattr(tokenizer, "spelled", []):
+        return {text: i for i, text in enumerate(spelled) if text}
     special = set(tokenizer.special_tokens.values())
     return {spell(token): i for i, token in enumerate(tokenizer.vocab) if i not in special}
 
@@ -262,7 +314,7 @@ def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> N
             for text, i in tokenizer.special_tokens.items()
             if tokenizer.vocab[i] == text.encode("utf-8")  # else it is another one's second name
         ],
-        "normalizer": {"type": "NFC"} if tokenizer.nfc else None,
+        "normalizer": {"type": "NFC"} if getattr(tokenizer, "nfc", False) else None,
         "pre_tokenizer": words,
         "post_processor": begin_with(begin, tokenizer.special_tokens[begin]) if begin else None,
         "decoder": byte_level | {"use_regex": True},
@@ -274,7 +326,7 @@ def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> N
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": bool(tokenizer.whole_words),
+            "ignore_merges": bool(getattr(tokenizer, "whole_words", {})),
             "vocab": spelled_vocab(tokenizer),
             "merges": spelled_merges(tokenizer),
         },

@@ -21,7 +21,6 @@ from math import cos, pi, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
-from unicodedata import normalize
 
 ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent.name
 sys.path.insert(0, str(ROOT))
@@ -46,7 +45,7 @@ from v4_modern import command_line, parallel
 from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
-from v4_modern.tokenizer_files import load_foreign, numbers_of
+from v4_modern.tokenizer_files import load_foreign
 
 import numpy as np
 import regex
@@ -114,10 +113,12 @@ class Tokenizer:
 
     Ids: the 256 bytes, then a token per merge in the order learned, then the special tokens, which
     are found in any text (of two that overlap, the one that starts first, then the longest). Merges
-    never cross words, so a text is first split with a pattern: one of shared/splits.py, by name.
-    Tokenizers of others may have other ids and habits: `foreign`, see tokenizer_files.py.
+    never cross words, so a text is first split with GPT-2's pattern, or with another of SPLITS.
     """
 
+    pattern = regex.compile(
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    )
     most_words = 1 << 18  # whose ids are kept: rare ones must not fill the memory
 
     def __init__(
@@ -125,24 +126,17 @@ class Tokenizer:
         merges: list[tuple[int, int]],
         special_tokens: Iterable[str] = (END_OF_TEXT,),
         split: str = "gpt2",
-        foreign: dict | None = None,
     ) -> None:
-        special_tokens = list(dict.fromkeys(as_texts(special_tokens)))  # without duplicates
-        merges = checked_merges(merges, foreign)
-        self.parts = {"merges": merges, "special_tokens": special_tokens, "split": split}
-        self.parts |= {"foreign": foreign} if foreign else {}
-        self.merges, self.ranks = merges, {pair: rank for rank, pair in enumerate(merges)}
-        self.split, self.pattern = split, regex.compile(SPLITS.get(split, split))
-        self.vocab, self.byte_ids = [bytes([byte]) for byte in range(256)], range(256)
-        self.made = range(256, 256 + len(merges))  # the token that each merge makes
-        self.whole_words, self.nfc = {}, False  # words that do not merge; normalize the text?
-        if foreign:
-            numbers_of(self, special_tokens, **foreign)
-        else:
-            for left, right in merges:
-                self.vocab.append(self.vocab[left] + self.vocab[right])
-            self.special_tokens = {t: i for i, t in enumerate(special_tokens, len(self.vocab))}
-            self.vocab += [text.encode("utf-8") for text in special_tokens]
+        self.split = split
+        self.pattern = self.pattern if split == "gpt2" else regex.compile(SPLITS[split])
+        self.merges = checked_merges(merges)
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.vocab = [bytes([byte]) for byte in range(256)]
+        for left, right in self.merges:
+            self.vocab.append(self.vocab[left] + self.vocab[right])
+        special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
+        self.special_tokens = {text: i for i, text in enumerate(special_tokens, len(self.vocab))}
+        self.vocab += [text.encode("utf-8") for text in special_tokens]
         self.special = special_pattern(special_tokens)
         self.vocab_size = len(self.vocab)
         self.cache: dict[str, list[int]] = {}  # word -> its ids
@@ -164,13 +158,12 @@ class Tokenizer:
             before    t h e    h e n    pairs    h e: 5    t h: 3    e n: 2
             after     t he     he n     pairs    t he: 3   he n: 2
         """
-        special_tokens = list(dict.fromkeys(as_texts(special_tokens)))
-        n_merges = vocab_size - 256 - len(special_tokens)
+        empty = cls([], special_tokens, split)  # without merges
+        n_merges = vocab_size - empty.vocab_size
         if n_merges < 0:
-            raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        special = special_pattern(special_tokens)
-        parts = (p for t in as_texts(texts) for p in special.split(well_formed(t))[::2])
-        counts = Counter(w for part in parts for w in regex.findall(SPLITS[split], part))
+            raise UserError(f"--vocab-size {vocab_size} must be at least {empty.vocab_size}")
+        parts = (p for t in as_texts(texts) for p in empty.special.split(well_formed(t))[::2])
+        counts = Counter(w for part in parts for w in empty.pattern.findall(part))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
@@ -204,7 +197,7 @@ class Tokenizer:
                     if change > 0:
                         heappush(heap, cls.priority(pair, pairs[pair], vocab))
                 bar.update()
-        return cls(merges, special_tokens, split)
+        return cls(merges, empty.special_tokens, split)
 
     @staticmethod
     def priority(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
@@ -230,17 +223,14 @@ class Tokenizer:
 
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order learned."""
-        data = word.encode("utf-8")
-        if data in self.whole_words:
-            return [self.whole_words[data]]
-        if len(data) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
-            return Merger(self.merges, self.byte_ids, self.made)([data])[0].tolist()
-        ids = [self.byte_ids[byte] for byte in data]
-        while ranks := [self.ranks.get(pair, len(self.merges)) for pair in zip(ids, ids[1:])]:
-            if (best := min(ranks)) == len(self.merges):
+        ids = list(word.encode("utf-8"))
+        if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
+            return Merger(self.merges)([bytes(ids)])[0].tolist()
+        while len(ids) > 1:
+            best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
                 break
-            at = ranks.index(best)
-            ids[at : at + 2] = [self.made[best]]
+            ids = self.merge(ids, best, 256 + self.ranks[best])
         return ids
 
     def encode(self, text: str | bytes, special: bool = True) -> list[int]:
@@ -254,7 +244,7 @@ class Tokenizer:
     def encode_part(self, text: str) -> list[int]:
         """The ids of `text`, which has no special tokens."""
         ids = []
-        for word in self.pattern.findall(normalize("NFC", text) if self.nfc else text):
+        for word in self.pattern.findall(text):
             if (of_word := self.cache.get(word)) is None:
                 if len(self.cache) >= self.most_words:
                     self.cache.clear()
@@ -283,7 +273,8 @@ class Tokenizer:
         return tokens_of(self.vocab, [token])[0]
 
     def to_json(self) -> dict:
-        return {"kind": "delta-bpe"} | self.parts
+        parts = {"merges": self.merges, "special_tokens": list(self.special_tokens)}
+        return {"kind": "delta-bpe", **parts, "split": self.split}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
@@ -309,7 +300,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
         (corpus.sha256, vocab_size, config.split),
         lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size, split=config.split),
     )
-    encoder = kind(**tokenizer.parts)  # a given one, too
+    encoder = fast_bpe.sped_up(tokenizer, config.workers) if is_long else tokenizer
     return tokenizer, corpus, *mapped_splits(corpus, encoder)
 
 

@@ -12,6 +12,7 @@ import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -132,10 +133,10 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
     sooner for long texts, with `workers` processes; 0: one per core."""
 
     class Fast(tokenizer_class):
-        def __init__(self, *parts: object, **named_parts: object) -> None:
-            super().__init__(*parts, **named_parts)
-            parts = self.split, self.byte_ids, self.made, self.whole_words, self.nfc
-            self.encoder = Encoder(self.merges, self.special_tokens, *parts)
+        @cached_property
+        def encoder(self) -> Encoder:
+            others = getattr(self, "others", ())  # what foreign tokenizers have in another way
+            return Encoder(self.merges, self.special_tokens, self.split, *others)
 
         @classmethod
         def train(
@@ -167,3 +168,10 @@ def fast(tokenizer_class: type[T], workers: int = 0) -> type[T]:
             return chain.from_iterable(map(self.encode, pieces))
 
     return Fast
+
+
+def sped_up(tokenizer: T, workers: int = 0) -> T:
+    """A tokenizer of v4's with the same ids as the given one, of its class made `fast`."""
+    parts = tokenizer.to_json()
+    del parts["kind"]
+    return fast(type(tokenizer), workers)(**parts)
