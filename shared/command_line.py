@@ -45,7 +45,7 @@ AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
 PATHS = {"data", "out", "init_from", "tokenizer", "score"}
 # In which order --help shows the options, and under which titles.
 GROUPS = {
-    "data": "data text_field vocab_size tokenizer_sample_bytes tokenizer workers",
+    "data": "data text_field vocab_size tokenizer_sample_bytes tokenizer split workers",
     "model": "",  # all that no other group names
     "training": "steps batch_size accumulation_steps learning_rate muon_learning_rate weight_decay "
     "warmup_steps schedule final_learning_rate clip_norm seed init_from",

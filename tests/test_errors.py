@@ -139,7 +139,7 @@ NO_TOKENIZERS = {
     ],
     "scaffolds": [[255], [999], [-1], ["x"], [256, 256], 256, {"256": 1}, None],
     "special_tokens": [["a", "a"], [5], ["a", None], "ab", [""], ["\ud800"], {"a": 1}, 5, None],
-    "first": [[0] * 256, [*range(255)], [*range(256), 0], [*range(-1, 255)], 256, "ab", None],
+    "split": ["(", 5, ["gpt2"], None],
 }
 
 

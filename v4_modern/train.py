@@ -27,9 +27,10 @@ sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
 from shared.fast_bpe.encoder import Merger
-from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import build, print_model
 from shared.reading import read_pieces
+from shared.splits import SPLITS
 from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
@@ -44,7 +45,7 @@ from v4_modern import command_line, parallel
 from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
-from v4_modern.tokenizer_files import load_hugging_face
+from v4_modern.tokenizer_files import load_foreign
 
 import numpy as np
 import regex
@@ -87,7 +88,8 @@ class Config:
     seed: int = 0  # random seed
     device: str = "auto"  # cpu, cuda, mps, or auto: the best available
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 if native
-    tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
+    split: Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen", "own"] = "gpt2"  # whose words merge
+    tokenizer: str = ""  # file of a tokenizer to use, ours or another; without it, train one
     init_from: str = ""  # folder written by export.py: start from its model and tokenizer
     tensorboard: bool = False  # also write event files for tensorboard --logdir
     print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
@@ -109,9 +111,9 @@ class Config:
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
-    Ids: the 256 bytes in the order of `first`, then a token per merge in the order learned, then
-    the special tokens, which are found in any text (of two that overlap, the one that starts first,
-    then the longest). Merges never cross words, so a text is first split with GPT-2's pattern.
+    Ids: the 256 bytes, then a token per merge in the order learned, then the special tokens, which
+    are found in any text (of two that overlap, the one that starts first, then the longest). Merges
+    never cross words, so a text is first split with GPT-2's pattern, or with another of SPLITS.
     """
 
     pattern = regex.compile(
@@ -123,13 +125,13 @@ class Tokenizer:
         self,
         merges: list[tuple[int, int]],
         special_tokens: Iterable[str] = (END_OF_TEXT,),
-        first: bytes = bytes(range(256)),
+        split: str = "gpt2",
     ) -> None:
+        self.split = split
+        self.pattern = self.pattern if split == "gpt2" else regex.compile(SPLITS[split])
         self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.first = bytes(first)
-        self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
-        self.vocab = [bytes([byte]) for byte in self.first]
+        self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
@@ -145,6 +147,7 @@ class Tokenizer:
         texts: Iterable[str | bytes],
         vocab_size: int,
         special_tokens: Iterable[str] = (END_OF_TEXT,),
+        split: str = "gpt2",
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
@@ -155,13 +158,12 @@ class Tokenizer:
             before    t h e    h e n    pairs    h e: 5    t h: 3    e n: 2
             after     t he     he n     pairs    t he: 3   he n: 2
         """
-        special_tokens = list(dict.fromkeys(as_texts(special_tokens)))
-        n_merges = vocab_size - 256 - len(special_tokens)
+        empty = cls([], special_tokens, split)  # without merges
+        n_merges = vocab_size - empty.vocab_size
         if n_merges < 0:
-            raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        special = special_pattern(special_tokens)
-        parts = (p for t in as_texts(texts) for p in special.split(well_formed(t))[::2])
-        counts = Counter(w for part in parts for w in cls.pattern.findall(part))
+            raise UserError(f"--vocab-size {vocab_size} must be at least {empty.vocab_size}")
+        parts = (p for t in as_texts(texts) for p in empty.special.split(well_formed(t))[::2])
+        counts = Counter(w for part in parts for w in empty.pattern.findall(part))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
@@ -195,7 +197,7 @@ class Tokenizer:
                     if change > 0:
                         heappush(heap, cls.priority(pair, pairs[pair], vocab))
                 bar.update()
-        return cls(merges, special_tokens)
+        return cls(merges, empty.special_tokens, split)
 
     @staticmethod
     def priority(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
@@ -221,9 +223,9 @@ class Tokenizer:
 
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order learned."""
-        ids = list(word.encode("utf-8").translate(self.byte_ids))
+        ids = list(word.encode("utf-8"))
         if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
-            return Merger(self.merges, self.first)([word.encode("utf-8")])[0].tolist()
+            return Merger(self.merges)([bytes(ids)])[0].tolist()
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
@@ -256,7 +258,7 @@ class Tokenizer:
 
     def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
         """The ids of the joined `texts` (bytes: UTF-8), which may be split anywhere, in pieces."""
-        return map(self.encode, whole_words(texts, self.special_tokens))
+        return map(self.encode, whole_words(texts, self.special_tokens, self.split))
 
     def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
         """The same one by one; only a few megabytes of text are held."""
@@ -272,17 +274,15 @@ class Tokenizer:
 
     def to_json(self) -> dict:
         parts = {"merges": self.merges, "special_tokens": list(self.special_tokens)}
-        return {"kind": "delta-bpe", **parts, "first": list(self.first)}
+        return {"kind": "delta-bpe", **parts, "split": self.split}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
-        if "kind" not in read_json(path):  # every version's own file has one
-            return load_hugging_face(cls, path)
-        return read_tokenizer(path, "delta-bpe", cls)
+        """The tokenizer in `path`, ours or another's; UserError if there is neither."""
+        return load_foreign(cls, path) or read_tokenizer(path, "delta-bpe", cls)
 
 
 # ---- 3. Data ----
@@ -297,10 +297,10 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
         kind,
-        (corpus.sha256, vocab_size),
-        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
+        (corpus.sha256, vocab_size, config.split),
+        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size, split=config.split),
     )
-    encoder = kind(tokenizer.merges, tokenizer.special_tokens, tokenizer.first)  # a given one, too
+    encoder = fast_bpe.sped_up(tokenizer, config.workers) if is_long else tokenizer
     return tokenizer, corpus, *mapped_splits(corpus, encoder)
 
 

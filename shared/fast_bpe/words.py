@@ -31,7 +31,9 @@ from functools import partial
 import numpy as np
 import regex
 
+from shared.fast_bpe.splits import bounds_of
 from shared.machine import keep_freed_memory
+from shared.splits import SPLITS
 from shared.text import as_texts, safe_cut, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
@@ -153,13 +155,16 @@ def cuts(data: bytes, size: int, moved: Callable[[int], int]) -> Iterator[tuple[
 
 
 class WordNumbers:
-    """Numbers for words, 0, 1, 2, ...; `words` has the spellings.
+    """Numbers for the words of a split, a name or a pattern (shared/splits.py): 0, 1, 2, ...;
+    `words` has the spellings.
 
     A word is in the first of the `tables` that takes words of its length and whose place for it was
     free when it came; only what found no place is in the dictionary.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, split: str = "gpt2") -> None:
+        self.bounds = word_bounds if split == "gpt2" else bounds_of(split)
+        self.in_blocks = split in SPLITS  # where the words of others end, nothing tells
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
         self.tables = [Table(1), Table(2), Table(4)]  # words of up to 8, 16, 32 bytes
@@ -172,14 +177,15 @@ class WordNumbers:
         ValueError if `data` is not UTF-8: words are filled up with a byte that it never has.
         """
         found = [np.zeros(0, np.int32)]
-        for start, end in cuts(data, BLOCK, partial(start_of_span, spans=fixed)):
+        size = BLOCK if self.in_blocks else len(data)
+        for start, end in cuts(data, size, partial(start_of_span, spans=fixed)):
             first, last = fixed[:, 0].searchsorted((start, end))
             found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
         return np.concatenate(found)
 
     def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
         """`numbers` for one block."""
-        bounds = word_bounds(block, fixed)
+        bounds = self.bounds(block, fixed)
         starts, lengths = bounds[:-1], np.diff(bounds)
         lengths[starts.searchsorted(fixed[:, 0])] = 0  # the empty word has number -1
         padded = np.frombuffer(block + bytes(16), np.uint8)
@@ -273,10 +279,11 @@ class Table:
 class WordCounts:
     """How often each word occurs in texts; special tokens do not count as words."""
 
-    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
+    def __init__(self, special_tokens: Iterable[str] = (), split: str = "gpt2") -> None:
         self.special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
+        self.split = split
         self.earlier: dict[bytes, int] = {}  # counts of words of texts long ago
-        self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
+        self.numbers, self.counts = WordNumbers(split), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, which are not joined."""
@@ -302,7 +309,7 @@ class WordCounts:
         """Keep the counts, but not the numbers: they are for few words."""
         for word, count in zip(self.numbers.words, self.counts.tolist()):
             self.earlier[word] = self.earlier.get(word, 0) + count
-        self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
+        self.numbers, self.counts = WordNumbers(self.split), np.zeros(0, np.int64)
 
     def found(self) -> tuple[list[bytes], list[int]]:
         """The distinct words, and how often each occurs."""
