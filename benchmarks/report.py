@@ -2,7 +2,8 @@
 
     python benchmarks/report.py                    writes runs/report.html
 
-Made only from committed results and the sources; nothing is trained or downloaded.
+Made from committed results, the sources, and the finished runs in runs/, if there are any; nothing
+is trained or downloaded.
 """
 
 import difflib
@@ -23,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import climb, compare, pictures, sweep
+from benchmarks import climb, compare, pictures, report_data, sweep
 from benchmarks.common import (
     RESULTS,
     idea,
@@ -35,8 +36,10 @@ from benchmarks.common import (
 )
 from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_text
+from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SCRIPT = Path(__file__).with_name("report.js")
 CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
 INK = "#010203"  # placeholder for the colour of the page's text
 
@@ -218,7 +221,7 @@ def climbed_steps(results: dict | None) -> list[dict]:
 # ---- the page ----
 
 
-def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
+def page(results: dict, swept: dict | None, climbed: dict | None, runs: dict[str, Run]) -> str:
     """The whole page, as HTML."""
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
@@ -252,6 +255,8 @@ def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["visible"] = visible
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    coloured = report_data.coloured(runs)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -267,6 +272,10 @@ def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
         ],
         sweep_bytes=swept["bytes"] if swept else 0,
         drawn=drawn,
+        coloured=coloured,
+        most_bits_a_byte=report_data.MOST_BITS,
+        data={"coloured": coloured},
+        script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
         light=HtmlFormatter(style="default").get_style_defs(".code"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
     )
@@ -287,7 +296,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
         if climbed and not any("budget" in run for run in climbed.get("runs", ())):
             raise UserError("--climb is from climb.py: see --help")
-        write_text(Path(options.out), page(results, swept, climbed))
+        runs = report_data.open_runs(report_data.places(options.results))
+        write_text(Path(options.out), page(results, swept, climbed, runs))
         print(f"wrote {options.out}")
 
 

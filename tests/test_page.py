@@ -5,34 +5,36 @@ import shutil
 
 import pytest
 import toy
+from conftest import VERSIONS
 
-from benchmarks import climb
+from benchmarks import climb, report, report_data
 from shared.files import write_json
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> str:
-    from benchmarks import report
-
+def address(tmp_path_factory, finished_runs) -> str:
     folder = tmp_path_factory.mktemp("page")
     write_json(folder / "toy" / "results.json", toy.to_v4())
     write_json(folder / "toy-sweep" / "results.json", toy.sweep())
     write_json(folder / "climb" / "results.json", toy.climb())
-    kept, report.RESULTS = report.RESULTS, folder
-    report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
-    report.RESULTS = kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "RESULTS", folder)
+        ours = {name: [finished_runs / name] for name in VERSIONS}
+        patch.setattr(report_data, "places", lambda results: ours)
+        report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
     return (folder / "page.html").as_uri()
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -75,4 +77,61 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     assert (page.evaluate(brightness) < 100) == (colours == "dark")
+    page.close()
+
+
+def test_a_token_tells_what_was_expected(browser, address):
+    """By pointer, by a tap on a small screen, and by keys."""
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto(address)
+    data = page.evaluate("data.coloured")
+    assert list(data) == VERSIONS
+    paragraphs = page.locator(".coloured")
+    assert paragraphs.count() == 5
+    for name, of in data.items():
+        headline = page.locator(".headline").inner_text()
+        assert f"{name.split('_')[0]} {of['bits_per_byte']:.2f}" in headline
+    expected = page.locator("#expected")
+
+    def shown() -> tuple[list[str], list[float]]:
+        rows = [row.inner_text().split("\t") for row in expected.locator("tr").all()]
+        return [row[0] for row in rows], [float(row[1].strip("%")) for row in rows]
+
+    def should_be(name: str, number: int) -> tuple[list[str], list[float]]:
+        top = data[name]["tops"][data[name]["tokens"][number][4]]
+        names = [data[name]["vocab"][i] for i in top[::2]]
+        return [report.visible(name) for name in names], [p / 100 for p in top[1::2]]
+
+    def check(name: str, number: int) -> None:
+        tokens, percents = shown()
+        assert (tokens, percents) == (should_be(name, number)[0], pytest.approx(percents))
+        assert percents == pytest.approx(should_be(name, number)[1], abs=0.51)
+        assert len(tokens) == 10 and name in expected.inner_text()
+        assert report.visible(data[name]["tokens"][number][0]) in expected.inner_text()
+
+    paragraphs.nth(4).locator("span").nth(5).hover()
+    check(VERSIONS[4], 5)
+    page.keyboard.press("Tab")  # keys are the page's own only within a paragraph
+    paragraphs.nth(4).focus()
+    page.keyboard.press("ArrowRight")
+    check(VERSIONS[4], 6)
+    page.close()
+
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(address)
+    expected = page.locator("#expected")
+    token = page.locator(".coloured").nth(2).locator("span").nth(9)
+    token.scroll_into_view_if_needed()
+    token.tap()
+    check(VERSIONS[2], 9)
+    box = expected.bounding_box()
+    assert 0 <= box["y"] and box["y"] + box["height"] <= 844 + 1  # it is seen where one reads
+    # The costlier a token, the stronger its colour.
+    strength = page.evaluate(
+        """[...document.querySelectorAll(".coloured")].map(p => [...p.children].map(
+            s => parseFloat(s.style.getPropertyValue("--b"))))"""
+    )
+    for shades, of in zip(strength, data.values()):
+        costs = [token[2] for token in of["tokens"]]
+        assert shades == pytest.approx([min(100, 100 * cost / 8) for cost in costs], abs=0.51)
     page.close()
