@@ -256,7 +256,7 @@ def page(results: dict, swept: dict | None, climbed: dict | None, runs: dict[str
     )
     environment.filters["visible"] = visible
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    coloured = report_data.coloured(runs)
+    coloured, mergings = report_data.coloured(runs), report_data.mergings(runs)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -274,7 +274,8 @@ def page(results: dict, swept: dict | None, climbed: dict | None, runs: dict[str
         drawn=drawn,
         coloured=coloured,
         most_bits_a_byte=report_data.MOST_BITS,
-        data={"coloured": coloured},
+        data={"coloured": coloured, "mergings": mergings},
+        mergings=mergings,
         script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
         light=HtmlFormatter(style="default").get_style_defs(".code"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),

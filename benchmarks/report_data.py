@@ -116,3 +116,25 @@ def coloured(runs: dict[str, Run]) -> dict[str, dict]:
     """The same paragraph as each of `runs` reads it."""
     text = paragraph(runs)
     return {name: colour(run, text) for name, run in runs.items()} if text else {}
+
+
+# ---- merges ----
+
+
+def merging(tokenizer: object) -> dict:
+    """A byte-level BPE for the page's own encoder: its words' pattern as JavaScript has it, the
+    `first` 256 tokens, the `merges` (left, right, left, right, ...), and which are `scaffolds`."""
+    pattern = tokenizer.pattern.pattern
+    return {
+        # JavaScript's \s is another set of characters.
+        "pattern": pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}"),
+        "first": list(getattr(tokenizer, "first", range(256))),
+        "merges": [part for pair in tokenizer.merges for part in pair],
+        "scaffolds": sorted(getattr(tokenizer, "scaffolds", ())),
+    }
+
+
+def mergings(runs: dict[str, Run]) -> dict[str, dict]:
+    """The same of each of `runs` that merges bytes."""
+    tokenizers = {name: run.tokenizer for name, run in runs.items()}
+    return {name: merging(t) for name, t in tokenizers.items() if hasattr(t, "merges")}

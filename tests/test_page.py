@@ -1,8 +1,10 @@
 """The page in a real browser; left out where none is installed (`pip install playwright`, and
 Chromium or Chrome on the path)."""
 
+import json
 import shutil
 
+import conftest
 import pytest
 import toy
 from conftest import VERSIONS
@@ -111,7 +113,6 @@ def test_a_token_tells_what_was_expected(browser, address):
 
     paragraphs.nth(4).locator("span").nth(5).hover()
     check(VERSIONS[4], 5)
-    page.keyboard.press("Tab")  # keys are the page's own only within a paragraph
     paragraphs.nth(4).focus()
     page.keyboard.press("ArrowRight")
     check(VERSIONS[4], 6)
@@ -134,4 +135,93 @@ def test_a_token_tells_what_was_expected(browser, address):
     for shades, of in zip(strength, data.values()):
         costs = [token[2] for token in of["tokens"]]
         assert shades == pytest.approx([min(100, 100 * cost / 8) for cost in costs], abs=0.51)
+    page.close()
+
+
+NASTY = [
+    *(
+        "",
+        " ",
+        "  a",
+        "a  b \t\r\n\n c",
+        "don't we'll CAN'T 'S ''s",
+        "x\u0085y\u001cz\ufeffw\u200b",
+    ),
+    *("ÀÉ naïve Straße e\u0301 ﬁ", "日本語 テスト", "😀👩\u200d👩\u200d👧 ok", "١٢٣ 1,234.5 ²½Ⅷ"),
+    *(
+        "<|endoftext|> and <b>&amp;",
+        "\x00\x7f\u2028\u3000\u00a0 end  ",
+        "a" * 50 + " " * 9 + "!" * 40,
+    ),
+    *("the thethe  the cat sees\n\n    return self.encode(text)  # why", "\U000e0001\ufffd\uffff"),
+]
+
+
+def merging_tokenizers() -> list:
+    """v2's, v3's with scaffolds, v4's, and v4's with the bytes in another order."""
+    text = ("the other brother bathes in the lather. " * 9 + "gather 日本語 12 12 don't\n") * 3
+    text += "".join(NASTY)
+    of = {name: conftest.load_version(name).Tokenizer for name in VERSIONS[2:5]}
+    v2, v3, v4 = (kind.train([text], 400) for kind in of.values())
+    shuffled = type(v4)(v4.merges, first=bytes((byte * 7 + 3) % 256 for byte in range(256)))
+    assert v3.scaffolds
+    return [v2, v3, v4, shuffled]
+
+
+def test_the_pages_encoder_gives_the_ids_of_python(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    run = "([of, texts, step]) => texts.map(text => merger(of).encode(text, step ?? undefined))"
+    for tokenizer in merging_tokenizers():
+        of = report_data.merging(tokenizer)
+        plain = {"special": False} if hasattr(tokenizer, "special") else {}
+        for text, made in zip(NASTY, page.evaluate(run, [of, NASTY, None])):
+            assert made["ids"] == tokenizer.encode(text, **plain), text
+        # A lone surrogate cannot be passed to the browser, only written there.
+        lone = page.evaluate(f"merger({json.dumps(of)}).encode('a\\ud800b \\udc00').ids")
+        assert lone == tokenizer.encode("a\ud800b \udc00", **plain)
+        # Halfway, it is the tokenizer of the merges so far; no scaffold is taken apart yet.
+        first = {"first": tokenizer.first} if hasattr(tokenizer, "first") else {}
+        first |= {"scaffolds": ()} if hasattr(tokenizer, "scaffolds") else {}
+        for step in (0, 1, len(tokenizer.merges) // 2, len(tokenizer.merges)):
+            so_far = type(tokenizer)(tokenizer.merges[:step], **first)
+            for text, made in zip(NASTY, page.evaluate(run, [of, NASTY, step])):
+                assert made["numbers"] == so_far.encode(text, **plain), (step, text)
+    page.close()
+
+
+BACK = """() => {
+    const back = document.getElementById("merging-back"), seen = [];
+    const count = (what) => document.querySelectorAll(`#merging-tokens ${what}`).length;
+    for (;;) {
+        seen.push([count("span"), count(".scaffold")]);
+        if (back.disabled) return seen;
+        back.click();
+    }
+}"""
+
+
+def test_the_slider_goes_through_the_merges(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    tokens = page.locator("#merging-tokens span")
+    ids = page.locator("#merging-ids")
+    for name in VERSIONS[2:5]:
+        folder = page.evaluate(f"data.mergings.{name}")
+        assert set(folder) == {"pattern", "first", "merges", "scaffolds"}
+        page.select_option("#merging-of", name)
+        page.fill("#merging-text", "the cat\nsees houses")
+        path = finished_runs / name / "tokenizer.json"
+        expected = conftest.load_version(name).Tokenizer.load(path).encode("the cat\nsees houses")
+        assert ids.inner_text() == " ".join(map(str, expected))
+        assert tokens.count() == len(expected) < 19
+        counts, scaffolds = zip(*page.evaluate(BACK))
+        assert any(scaffolds) == (name == "v3_alibi")
+        if any(scaffolds):  # they vanish in the last step
+            assert scaffolds[0] == 0 < scaffolds[1] and counts[0] > counts[1]
+            counts = counts[1:]
+        assert list(counts) == sorted(counts)
+        assert tokens.count() == 19  # its bytes
+        page.click("#merging-on")
+        assert 17 <= tokens.count() <= 18 and " + " in page.locator("#merging-says").inner_text()
     page.close()
