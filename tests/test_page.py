@@ -25,6 +25,7 @@ def address(tmp_path_factory, finished_runs) -> str:
     write_json(folder / "toy" / "results.json", toy.to_v4())
     write_json(folder / "toy-sweep" / "results.json", toy.sweep())
     write_json(folder / "climb" / "results.json", toy.climb())
+    write_json(folder / "ablate-v4" / "results.json", toy.ablations())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "RESULTS", folder)
         ours = {name: [finished_runs / name] for name in VERSIONS}
@@ -39,6 +40,19 @@ def browser():
         chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+MARKS = """() => {
+    const lines = (side) => [...document.querySelectorAll(`.change > .${side} > [data-line]`)];
+    const mark = (line) => getComputedStyle(line, "::after").content;
+    const same = [...document.querySelectorAll(".same [data-line]")].map(mark);
+    const number = (line) => getComputedStyle(line, "::before").content;
+    if (lines("new").some((line) => number(line) !== `"${line.dataset.line}"`)) throw "no numbers";
+    const colours = ["old", "new"].map(
+        (side) => getComputedStyle(document.querySelector(`.change > .${side}`)).backgroundColor);
+    return {old: lines("old").map(mark), new: lines("new").map(mark), colours,
+            same: same.filter((mark) => mark !== "none").length};
+}"""
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
@@ -63,16 +77,30 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     }))"""
     sizes = page.evaluate(decoded)
     assert sizes and min(sizes) > 1
-    # Folds open, those inside of them too.
-    first = page.locator("details.section").first
-    assert not first.locator(".row").first.is_visible()
-    first.locator("summary").first.click()
+    # The section that carries the idea is open, the others open on a click, as do folds within.
+    first, second = (page.locator("details.section").nth(i) for i in range(2))
+    assert first.locator("summary").first.inner_text().startswith("5. Model: position")
     assert first.locator(".row").first.is_visible()
+    assert not second.locator(".row").first.is_visible()
+    second.locator("summary").first.click()
+    assert second.locator(".row").first.is_visible()
     inner = page.locator("details.section details").first
     page.evaluate("for (const d of document.querySelectorAll('details.section')) d.open = true")
     assert not inner.locator(".row").first.is_visible()
     inner.locator("summary").click()
     assert inner.locator(".row").first.is_visible()
+    # What is added and removed is told by marks, not by colours alone, and lines have numbers.
+    marks = page.evaluate(MARKS)
+    assert set(marks["old"]) == {'"−"'} and set(marks["new"]) == {'"+"'} and not marks["same"]
+    assert len(set(marks["colours"])) == 2
+    # Beside sections stands what they are worth. Two columns where there is room, else one.
+    worth = page.locator("h4 ~ details .worth").all_inner_texts()
+    assert any("RoPE → no positions: +0.300 ± 0.283" in each for each in worth)
+    pair = (
+        first.locator(".row.change").filter(has=page.locator(".old")).first.locator("> div").all()
+    )
+    left, right = (each.bounding_box() for each in pair)
+    assert (left["y"] == right["y"]) == (width == 1280) == (left["x"] < right["x"])
     # The way to v4 is told in single ideas.
     assert page.locator("h4").count() == len(climb.STEPS) - 1
     # Nothing stands out at the side, and dark is dark.
@@ -96,7 +124,8 @@ def test_a_token_tells_what_was_expected(browser, address):
     expected = page.locator("#expected")
 
     def shown() -> tuple[list[str], list[float]]:
-        rows = [row.inner_text().split("\t") for row in expected.locator("tr").all()]
+        cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        rows = expected.locator("tr").evaluate_all(cells)
         return [row[0] for row in rows], [float(row[1].strip("%")) for row in rows]
 
     def should_be(name: str, number: int) -> tuple[list[str], list[float]]:
