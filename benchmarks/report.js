@@ -165,3 +165,17 @@ function openMerging() {
   pick();
 }
 if (document.getElementById("merging")) openMerging();
+
+// ---- text by step ----
+
+const learning = document.getElementById("learning-step");
+if (learning) {
+  const show = () => {
+    const [step, text, bits] = data.learning.steps[learning.value];
+    const scored = bits === null ? "" : `, ${bits.toFixed(2)} bits per byte`;
+    document.getElementById("learning-says").textContent = `Step ${step.toLocaleString("en")}${scored}`;
+    document.getElementById("learning-text").textContent = text;
+  };
+  learning.addEventListener("input", show);
+  show();
+}

@@ -190,6 +190,7 @@ def page(
     environment.filters["visible"] = visible
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     coloured, mergings = report_data.coloured(runs), report_data.mergings(runs)
+    learning = report_data.learning(runs)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -208,7 +209,8 @@ def page(
         drawn=drawn,
         coloured=coloured,
         most_bits_a_byte=report_data.MOST_BITS,
-        data={"coloured": coloured, "mergings": mergings},
+        data={"coloured": coloured, "mergings": mergings, "learning": learning},
+        learning=learning,
         mergings=mergings,
         script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
         light=HtmlFormatter(style="default").get_style_defs(".code"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import VERSIONS, open_run
+from benchmarks.common import VERSIONS, open_run, read_rows
 from benchmarks.compare import paragraph_of
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json
@@ -138,3 +138,19 @@ def mergings(runs: dict[str, Run]) -> dict[str, dict]:
     """The same of each of `runs` that merges bytes."""
     tokenizers = {name: run.tokenizer for name, run in runs.items()}
     return {name: merging(t) for name, t in tokenizers.items() if hasattr(t, "merges")}
+
+
+# ---- text by step ----
+
+
+def learning(runs: dict[str, Run]) -> dict:
+    """What the last of `runs` wrote as it learned: its version, and for each evaluation the step,
+    the text, and bits per byte on the start of the validation text; nothing without texts."""
+    for name, run in reversed(runs.items()):
+        rows = read_rows(run.out / "metrics.jsonl")
+        bits = {row["step"]: row["bits_per_byte"] for row in rows if "bits_per_byte" in row}
+        texts = {row["step"]: row["sample"] for row in rows if "sample" in row}
+        if texts:
+            steps = [[step, text, bits.get(step)] for step, text in texts.items()]
+            return {"version": name, "steps": steps}
+    return {}

@@ -2,6 +2,7 @@
 Chromium or Chrome on the path)."""
 
 import json
+import re
 import shutil
 
 import conftest
@@ -253,4 +254,23 @@ def test_the_slider_goes_through_the_merges(browser, address, finished_runs):
         assert tokens.count() == 19  # its bytes
         page.click("#merging-on")
         assert 17 <= tokens.count() <= 18 and " + " in page.locator("#merging-says").inner_text()
+    page.close()
+
+
+def test_the_slider_shows_what_was_written_at_each_step(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    written = (finished_runs / "v4_modern" / "samples.txt").read_text(encoding="utf-8")
+    parts = re.split(r"(?m)^---- step (\d+) ----\n", written)[1:]
+    rows = (finished_runs / "v4_modern" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = [row for row in map(json.loads, rows) if "bits_per_byte" in row]
+    bits = {row["step"]: row["bits_per_byte"] for row in scored}
+    slider = page.locator("#learning-step")
+    assert len(parts) // 2 == 3 == int(slider.get_attribute("max")) + 1  # steps 0, 3 and 6
+    for step, text in reversed(list(zip(parts[::2], parts[1::2]))):
+        says = page.locator("#learning-says").inner_text()
+        assert says == f"Step {step}, {bits[int(step)]:.2f} bits per byte"
+        shown = page.locator("#learning-text").evaluate("e => e.textContent")
+        assert shown.strip() == text.strip()
+        slider.press("ArrowLeft")
     page.close()
