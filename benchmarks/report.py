@@ -1,6 +1,7 @@
 """The page: the ladder, its diffs and its curves, in one HTML file that opens anywhere.
 
     python benchmarks/report.py                    writes runs/report.html
+    python benchmarks/report.py --run runs/mine    the page of a run of one's own
 
 Made from committed results, the sources, and the finished runs in runs/, if there are any; nothing
 is trained or downloaded.
@@ -9,6 +10,7 @@ is trained or downloaded.
 import io
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,7 @@ class Options:
     results: str = "seconds-120"  # the comparison to show, a folder of benchmarks/results
     sweep: str = "sweep-v4"  # the sweep to show, if it is there
     climb: str = "climb"  # the climb from v3 to v4 to show, if it is there
+    run: str = ""  # folder of a finished run: make the page of that one instead
     out: str = str(ROOT / "runs" / "report.html")  # the page
 
 
@@ -54,7 +57,9 @@ class Options:
 def svg(figure: Figure, label: str) -> markupsafe.Markup:
     """`figure` as SVG to embed in the page, with text and axes in the colour of the page's text."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():  # glyphs that matplotlib lacks: the browser draws the text
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
     text = buffer.getvalue().replace(INK, "currentColor")
     text = text[text.index("<svg") :]
@@ -234,20 +239,33 @@ def bold(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", str(markupsafe.escape(text))))
 
 
+def own_page(folder: Path) -> str:
+    """The page of the finished run in `folder`."""
+    results = report_data.results_of(folder)
+    runs = report_data.open_runs({results["runs"][0]["version"]: [folder]})
+    return page(results, None, None, {}, runs)
+
+
+def ladder_page(options: Options) -> str:
+    """The page of all versions."""
+    results = read_json(RESULTS / options.results / "results.json")
+    paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
+    swept, climbed = (read_json(path) if path.exists() else None for path in paths)
+    if "exhibits" not in results or (swept and "points" not in swept):
+        raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
+    if climbed and not any("budget" in run for run in climbed.get("runs", ())):
+        raise UserError("--climb is from climb.py: see --help")
+    paths = {v: RESULTS / f"ablate-{v[:2]}" / "results.json" for v in (climb.V3, climb.V4)}
+    ablated = {version: read_json(path) for version, path in paths.items() if path.exists()}
+    runs = report_data.open_runs(report_data.places(options.results))
+    return page(results, swept, climbed, ablated, runs)
+
+
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        results = read_json(RESULTS / options.results / "results.json")
-        paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
-        swept, climbed = (read_json(path) if path.exists() else None for path in paths)
-        if "exhibits" not in results or (swept and "points" not in swept):
-            raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
-        if climbed and not any("budget" in run for run in climbed.get("runs", ())):
-            raise UserError("--climb is from climb.py: see --help")
-        paths = {v: RESULTS / f"ablate-{v[:2]}" / "results.json" for v in (climb.V3, climb.V4)}
-        ablated = {version: read_json(path) for version, path in paths.items() if path.exists()}
-        runs = report_data.open_runs(report_data.places(options.results))
-        write_text(Path(options.out), page(results, swept, climbed, ablated, runs))
+        shown = own_page(Path(options.run)) if options.run else ladder_page(options)
+        write_text(Path(options.out), shown)
         print(f"wrote {options.out}")
 
 

@@ -3,13 +3,14 @@
 import math
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import VERSIONS, open_run, read_rows
-from benchmarks.compare import paragraph_of
+from benchmarks import compare
+from benchmarks.common import VERSIONS, open_run, read_rows, record
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json
 from shared.run import Run
@@ -45,6 +46,28 @@ def open_runs(folders: dict[str, list[Path]]) -> dict[str, Run]:
     return runs
 
 
+def results_of(folder: Path) -> dict:
+    """What compare.py would keep of the finished run in `folder`; UserError if there is none, or
+    its text has changed since. It goes on from how three of its training documents begin."""
+    if not (folder / "summary.json").exists():
+        raise UserError(f"--run {folder}: no finished run is there")
+    run = record(folder)
+    version, config = run["version"], read_json(folder / "config.json")
+    corpus = load_corpus(config["data"], config["text_field"])
+    if corpus.sha256 != run["corpus"]["sha256"]:
+        raise UserError(f"--run {folder}: {config['data']} has changed since")
+    documents, known = list(read_documents(corpus.val)), islice(read_documents(corpus.train), 3)
+    prompts = tuple(dict.fromkeys(" ".join(document.split()[:2]) for document in known))
+    exhibit = compare.read_exhibits(version, folder, prompts, compare.paragraph_of(documents))
+    return {
+        "seconds": 0,
+        "bytes": 0,
+        "validation_words": sum(len(document.split()) for document in documents),
+        "runs": [run | {"beyond": compare.read_beyond(version, folder)}],
+        "exhibits": {version: exhibit | {"map": compare.map_embeddings(version, folder)}},
+    }
+
+
 # ---- a paragraph, token by token ----
 
 
@@ -54,7 +77,7 @@ def paragraph(runs: dict[str, Run]) -> str:
     for run in runs.values():
         corpus = load_corpus(run.config.data, run.config.text_field)
         if corpus.sha256 == run.summary["corpus"]["sha256"]:
-            return paragraph_of(list(read_documents(corpus.val)))
+            return compare.paragraph_of(list(read_documents(corpus.val)))
         print(f"{run.config.data} has changed since: no paragraph is shown", file=sys.stderr)
         break
     return ""

@@ -11,7 +11,7 @@ import toy
 from conftest import VERSIONS
 
 from benchmarks import climb, report, report_data
-from shared.files import write_json
+from shared.files import read_json, write_json
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -274,3 +274,37 @@ def test_the_slider_shows_what_was_written_at_each_step(browser, address, finish
         assert shown.strip() == text.strip()
         slider.press("ArrowLeft")
     page.close()
+
+
+@pytest.mark.parametrize("name", [VERSIONS[0], VERSIONS[4]])
+def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
+    out = tmp_path / "page.html"
+    report.main(["--run", str(finished_runs / name), "--out", str(out)])
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(out.as_uri())
+    assert errors == [] and page.evaluate("document.documentElement.scrollWidth") <= 390
+    summary = read_json(finished_runs / name / "summary.json")
+    assert f"{summary['bits_per_byte']:.3f}" in page.locator("#ladder-table").inner_text()
+    headings = page.locator("h1, h2").all_inner_texts()
+    assert headings[0].startswith(name) and "What changes from one to the next" not in headings
+    assert page.locator(".coloured").count() == 1 == page.locator("#learning-text").count()
+    assert page.locator("#merging").count() == (name == VERSIONS[4])
+    targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
+    assert all(page.locator(f"h2#{target}").count() == 1 for target in targets)
+    page.close()
+
+
+def test_a_run_that_cannot_be_shown_is_refused_in_a_line(finished_runs, tmp_path, capsys):
+    shutil.copytree(finished_runs / VERSIONS[2], tmp_path / "other")
+    config = read_json(tmp_path / "other" / "config.json")
+    config["data"] = str(tmp_path / "other" / "samples.txt")
+    (tmp_path / "other" / "samples.txt").write_text("Other text. " * 500, encoding="utf-8")
+    write_json(tmp_path / "other" / "config.json", config)
+    for folder, why in (("nowhere", "no finished run is there"), ("other", "has changed since")):
+        with pytest.raises(SystemExit) as stopped:
+            report.main(["--run", str(tmp_path / folder), "--out", str(tmp_path / "page.html")])
+        said = capsys.readouterr().err.strip()
+        assert stopped.value.code == 2 and why in said and "\n" not in said
+    assert not (tmp_path / "page.html").exists()
