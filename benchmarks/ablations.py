@@ -154,6 +154,8 @@ def no_zeros(v4: ModuleType) -> None:
         def __init__(self, config: object) -> None:
             super().__init__(config)
             drawn = self.blocks[0].attention.query.weight
+            if drawn.is_meta:  # weights are only counted
+                return
             deviation = drawn.std().item() * drawn.shape[1] ** 0.5
             for parameter in self.parameters():
                 if parameter.ndim == 2 and not parameter.any():
@@ -161,6 +163,10 @@ def no_zeros(v4: ModuleType) -> None:
                     nn.init.uniform_(parameter, -limit, limit)
 
     v4.LanguageModel = LanguageModel
+
+
+def no_counts(v4: ModuleType) -> None:
+    v4.start_from_counts = lambda model, tokens: None
 
 
 def constant_rate(v4: ModuleType) -> None:
@@ -216,7 +222,8 @@ ABLATIONS = {
         constant_rate,
         slower(CONSTANT_SHARE),
     ),
-    "zeros": Ablation("projections and head of zeros", "drawn as the other matrices", no_zeros),
+    "zeros": Ablation("projections of zeros", "drawn as the other matrices", no_zeros),
+    "counts": Ablation("start from counted pairs", "random embedding, head of zeros", no_counts),
     "clipping": Ablation("clipping of gradients", "nothing", no_clipping),
     "qk_norm": Ablation("QK-norm", "nothing", no_qk_norm),
     "layer_norm": Ablation("RMSNorm", "LayerNorm", layer_norm),

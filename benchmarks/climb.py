@@ -10,7 +10,8 @@ a whole program, composed here out of the two files, that trains, samples and re
 Step 0 is v3, the last is v4. Tables, a picture and results.json go to benchmarks/results/<name>/;
 results of the other budget stay there. If stopped, run the same command again to resume (after an
 edit of v3 or v4 with --fresh, since finished runs are kept).
-`--readme` trains nothing: it rewrites the tables, and the numbers of v4_modern/README.md.
+`--readme` trains nothing: it rewrites the tables, the numbers of v4_modern/README.md, and the
+origins in README.md here.
 """
 
 import ast
@@ -52,7 +53,7 @@ TOUR = ROOT / V4 / "README.md"
 NOT_YET = "Not measured yet."
 BUDGETS = {"seconds": 60.0, "bytes": 1e6}  # where neither is given
 MEASURED = {"seconds": "at equal time", "bytes": "at equal text"}
-KEPT = "version seed diverged steps seconds train_bytes bits_per_byte val_loss first_loss last_loss"
+KEPT = "version seed diverged steps seconds train_bytes bits_per_byte val_loss last_loss"
 KEPT += " parameters vocab_size context_length batch_size dtype torch python cpu threads"
 KEPT = (KEPT + " commit").split()  # of a run, in results.json
 
@@ -65,14 +66,16 @@ class Step:
     """What a step takes from v4, besides all that the steps below it took.
 
     Fields of Config that only sections of v4 use come with them, and those that no section uses any
-    more go, as imports do. `takes` names what must be said: fields that both versions have, of
-    which v4's line is taken, fields that only shared/ uses, and imports of one name from two
+    more go, as imports do. `functions` of v4 come only now, though their sections came before, and
+    so do the lines that call them. `takes` names what must be said: fields that both versions have,
+    of which v4's line is taken, fields that only shared/ uses, and imports of one name from two
     places. `sizes` are values of our own, for fields of v4 in a model as small as v3's.
     """
 
     name: str
     idea: str
     sections: tuple[int, ...] = ()
+    functions: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -110,6 +113,11 @@ STEPS = (
         takes=("learning_rate", "Run", "compile", "command_line", "parse", "tokenizer"),
     ),
     Step("sizes", "fewer but wider layers, fewer heads, a longer context, smaller batches", (1,)),
+    Step(
+        "counts",
+        "embedding and head start from counted pairs of tokens",
+        functions=("start_from_counts",),
+    ),
 )
 # The first whose learning rates are v4's.
 RATES_STEP = next(n for n, step in enumerate(STEPS) if "learning_rate" in step.takes)
@@ -130,8 +138,17 @@ def compose(number: int) -> str:
         used = set(re.findall(r"\bconfig\.(\w+)", "".join(parts.values())))
         parts["1. Config"] = compose_config(used, takes, sizes)
     del parts["Header"]
+    for step in STEPS[number + 1 :]:
+        for name in step.functions:
+            parts = {title: without(name, text) for title, text in parts.items()}
     header = compose_header(number, "".join(parts.values()), takes)
     return header + "".join(f"# ---- {name} ----\n{text}" for name, text in parts.items())
+
+
+def without(name: str, text: str) -> str:
+    """`text` without the function `name`, and without the last branch that calls it."""
+    text = re.sub(rf"(?ms)^(@[^\n]*\n)*def {name}\(.*?^(?=\S|\Z)", "", text)
+    return re.sub(rf" +else:\n +{name}\(.*\n", "", text)
 
 
 def compose_config(used: set[str], takes: set[str], sizes: dict[str, int]) -> str:
@@ -489,7 +506,7 @@ def main(arguments: list[str] | None = None) -> None:
             climb(options)
         results = read_json(RESULTS / options.name / "results.json")
         figures = {"climb.png": pictures.draw_climb(summarize(results))}
-        pictures.publish(RESULTS / options.name, report(results), figures)
+        pictures.publish(RESULTS / options.name, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

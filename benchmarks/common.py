@@ -19,6 +19,7 @@ from types import ModuleType
 from shared import command_line, fast_bpe
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.model_table import build
 from shared.run import Run
 
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
@@ -174,8 +175,8 @@ def record(folder: Path) -> dict:
     """A finished run: its summary, and the course of its scores and its learning rate.
 
     `curve`: the scores during training, always on the same first bytes of the validation text;
-    `rates`: the learning rate at about a hundred steps; `first_loss` and `last_loss`: nats per
-    token before training and in the last steps of training.
+    `rates`: the learning rate at about a hundred steps; `last_loss`: nats per token in the last
+    steps of training.
     """
     summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
     step_bytes = summary["train_bytes"] / summary["steps"]
@@ -183,7 +184,6 @@ def record(folder: Path) -> dict:
     rates = [row for row in rows if "learning_rate" in row]
     losses = [row["train_loss"] for row in rows if "train_loss" in row] or [summary["val_loss"]]
     return summary | {
-        "first_loss": scored[0]["val_loss"],
         "last_loss": losses[-1],
         "curve": [
             {
@@ -201,9 +201,9 @@ def record(folder: Path) -> dict:
 
 
 def has_diverged(run: dict) -> bool:
-    """Whether a run's loss became non-finite, or ended above where it started: an untrained model
-    would have done better."""
-    return "diverged" in run or run["last_loss"] > run["first_loss"]
+    """Whether a run's loss became non-finite, or ended worse than if all tokens were equally
+    likely."""
+    return "diverged" in run or run["last_loss"] > math.log(run["vocab_size"])
 
 
 def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType, Run]:
@@ -212,7 +212,7 @@ def open_run(version: str, folder: Path, **options: object) -> tuple[ModuleType,
     config = command_line.load_config(module.Config, str(folder))
     config = replace(config, **options)
     tokenizer = module.Tokenizer.load(folder / "tokenizer.json")
-    run = Run(version, config, tokenizer, module.LanguageModel(config))
+    run = Run(version, config, tokenizer, build(module.LanguageModel, config))
     module.load_checkpoint(run)
     return module, run
 
@@ -365,6 +365,9 @@ def origins() -> str:
 
 
 def write_readme(name: str, text: str) -> None:
-    """Put a report, in brief, into README between the markers of `name`, and its origin on top."""
-    readme = readme_with(README.read_text(encoding="utf-8"), name, in_brief(name, text))
+    """Put a report, in brief, into README between the markers of `name`, if it has them, and all
+    origins on top."""
+    readme = README.read_text(encoding="utf-8")
+    if f"<!-- results {name} -->" in readme:
+        readme = readme_with(readme, name, in_brief(name, text))
     write_text(README, readme_with(readme, "origins", origins()))

@@ -6,8 +6,8 @@
 
 Every run is a version's own train.py, in its own process, with its own command line. Tables,
 pictures and results.json go to benchmarks/results/<name>/. If stopped, run the same command again
-to resume. `--readme` trains nothing: it rewrites the tables from results.json, here in README.md
-too.
+to resume. `--readme` trains nothing: it rewrites the tables from results.json, also in README.md
+here, if that has a block of the name.
 """
 
 import html

@@ -37,7 +37,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:
     """Print the `text` of a benchmark, and write it as table.md, with its pictures (by file name),
-    to its results folder; with `readme`, also put it, in brief, into README.md here."""
+    to its results folder; with `readme`, also do what `write_readme` does."""
     write_text(folder / "table.md", text + "\n")
     for name, figure in figures.items():
         save(figure, folder / name)

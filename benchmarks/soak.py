@@ -5,7 +5,8 @@
 
 Trains with evaluation and checkpoints, generates a sample now and then, and measures the process
 between steps. Tables, picture and results.json go to benchmarks/results/soak/; `--readme` trains
-nothing and rewrites them from results.json. Memory and open files are read from Linux's /proc.
+nothing and rewrites them from results.json, and the origins in README.md here. Memory and open
+files are read from Linux's /proc.
 """
 
 import os
@@ -153,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(folder / "results.json", soak(options))
         results = read_json(folder / "results.json")
         figures = {"soak.png": pictures.draw_soak(results["runs"])}
-        pictures.publish(folder, report(results), figures)
+        pictures.publish(folder, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@
 Each measurement runs in its own process, on one core or on all; contestants take turns, and the
 median of `--repeats` turns counts: CPU seconds on one core, elapsed seconds on all. Encoders use
 the vocabulary that v4 learned, and their ids are compared before a speed is printed (except
-rustbpe's, which cannot load a vocabulary and learns its own).
-Peers that are not installed are left out: `pip install tiktoken tokenizers rustbpe bpeasy`.
+rustbpe's, which cannot load a vocabulary and learns its own). Text that is not English is what
+translated manual pages this machine has (Debian: manpages-ja, manpages-ru, manpages-zh, ...).
+Peers that are not installed are left out:
+`pip install tiktoken tokenizers rustbpe bpeasy gigatoken fastokens gigabpe`.
 """
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -21,6 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -55,6 +59,7 @@ from v4_modern.tokenizer_files import save_hugging_face
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LONG = 20  # a contestant whose turn takes more seconds gets only one
+MANUALS = Path("/usr/share/man")
 # MB beyond which a contestant is left out: it would take hours (or minutes, for encoding).
 SLOW = {("train", "v2"): 0.1, ("encode", "v2"): 2}
 
@@ -68,12 +73,15 @@ class Options:
     repeats: int = 5  # turns of each contestant; one, if that takes more than 20 seconds
     all_cores: bool = False  # measure also with all cores
     data: str = ""  # a text file to use in place of this machine's own
+    foreign: float = 30  # MB of text that is not English; 0: none
     name: str = "tokenizers"  # of the folder of results
     readme: bool = False  # measure nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check_texts(self.sizes, self.vocab_size)
+        if self.foreign < 0:
+            raise UserError(f"--foreign {self.foreign:g} must be 0 or more")
         if self.repeats < 1:
             raise UserError("--repeats must be 1 or more")
 
@@ -85,8 +93,13 @@ def this_machines_text(n_bytes: int) -> str:
     """About `n_bytes` of text found on this machine: the embedded corpus, the sources of Python and
     its packages, and /usr/share; when that is used up, its lines again in another order. The same
     machine always gives the same text."""
+    return grown(candidates(), n_bytes)
+
+
+def grown(found: Iterable[str], n_bytes: int) -> str:
+    """The texts `found` up to `n_bytes`; if they are fewer, then their lines in another order."""
     texts, size = [], 0
-    for text in candidates():
+    for text in found:
         texts.append(text)
         size += len(text.encode("utf-8"))
         if size > n_bytes:
@@ -111,6 +124,26 @@ def candidates() -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
             continue
+
+
+def translated_manuals() -> list[str]:
+    """The pages in MANUALS of which a tenth of all characters or more is not ASCII: those of the
+    languages that are not written in Latin letters. Sorted by the hash of their names."""
+    names = {path.relative_to(MANUALS).as_posix(): path for path in MANUALS.glob("*/man*/*.gz")}
+    pages = []
+    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        try:
+            page = gzip.decompress(names[name].read_bytes()).decode("utf-8")
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error):
+            continue
+        if not_ascii(page) >= 0.1:
+            pages.append(page)
+    return pages
+
+
+def not_ascii(text: str) -> float:
+    """The share of its characters."""
+    return sum(character > "\x7f" for character in text) / max(1, len(text))
 
 
 # ---- the contestants ----
@@ -153,6 +186,18 @@ def train_hugging_face(texts: list[str], vocab_size: int, cores: int) -> object:
     return tokenizer
 
 
+def train_gigabpe(texts: list[str], vocab_size: int, cores: int) -> object:
+    """It learns from files alone; writing one takes a hundredth of its time."""
+    import gigabpe
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_text("\n".join(texts), encoding="utf-8")
+        return gigabpe.train_bpe(
+            [str(path)], vocab_size - 1, pretokenizer="bytelevel", special_tokens=[], threads=cores
+        )
+
+
 Encode = Callable[[], list[Sequence[int]]]  # the ids, of the parts of the text, in order
 
 
@@ -162,7 +207,8 @@ def encode_v2(ours: object, text: str, cores: int) -> Encode:
 
 
 def encode_v4(ours: object, text: str, cores: int) -> Encode:
-    tokenizer = kind_of_v4(len(text), cores)(ours.merges, ours.special_tokens, ours.first)
+    tokenizer = kind_of_v4(len(text), cores)(ours.merges, ours.special_tokens, ours.split)
+    tokenizer.encode("")  # makes what encodes: like that of others, before the time is taken
     return lambda: list(tokenizer.encode_pieces([text]))
 
 
@@ -177,9 +223,7 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     encode = partial(encoding.encode_to_numpy, allowed_special="all")
     if cores == 1:
         return lambda: [encode(text)]
-    documents = re.split(f"(?<={re.escape(END_OF_TEXT)})", text)
-    share = -(-len(documents) // cores)
-    parts = ["".join(documents[i : i + share]) for i in range(0, len(documents), share)]
+    parts = in_parts(text, cores)
 
     def encode_parts() -> list[np.ndarray]:  # its own encode_batch gives lists, which is slower
         with ThreadPoolExecutor(cores) as pool:
@@ -188,12 +232,40 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     return encode_parts
 
 
+def in_parts(text: str, cores: int) -> list[str]:
+    """The text in about equal numbers of documents, each of which keeps its `<|endoftext|>`."""
+    documents = re.split(f"(?<={re.escape(END_OF_TEXT)})", text)
+    share = -(-len(documents) // cores)
+    return ["".join(documents[i : i + share]) for i in range(0, len(documents), share)]
+
+
+def in_their_file(ours: object, load: Callable[[str], object]) -> object:
+    """What `load` makes of our vocabulary in the format of Hugging Face."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_hugging_face(ours, Path(folder) / "tokenizer.json")
+        return load(str(Path(folder) / "tokenizer.json"))
+
+
+def encode_gigatoken(ours: object, text: str, cores: int) -> Encode:
+    import gigatoken
+
+    theirs, parts = in_their_file(ours, gigatoken.Tokenizer), in_parts(text, cores)
+    if cores == 1:
+        return lambda: [theirs.encode(text)]
+    return lambda: list(theirs.encode_batch(parts, parallel=True))
+
+
+def encode_fastokens(ours: object, text: str, cores: int) -> Encode:
+    import fastokens
+
+    theirs, parts = in_their_file(ours, fastokens.Tokenizer.from_file), in_parts(text, cores)
+    return lambda: [np.frombuffer(theirs.encode_batch_flat(parts)[0], np.uint32)]
+
+
 def encode_hugging_face(ours: object, text: str, cores: int) -> Encode:
     import tokenizers
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_hugging_face(ours, Path(folder) / "tokenizer.json")
-        theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    theirs = in_their_file(ours, tokenizers.Tokenizer.from_file)
     texts = text.split(END_OF_TEXT)
     if cores == 1:  # all at once would hold many times the text
         return lambda: [in_one((theirs.encode(document).ids for document in texts), ours)]
@@ -222,17 +294,20 @@ TRAIN = {
     "v4": train_v4,
     "rustbpe": train_rustbpe,
     "bpeasy": train_bpeasy,
+    "gigabpe": train_gigabpe,
     "tokenizers": train_hugging_face,
 }
 ENCODE = {
     "v2": encode_v2,
     "v4": encode_v4,
     "tiktoken": encode_tiktoken,
+    "gigatoken": encode_gigatoken,
+    "fastokens": encode_fastokens,
     "rustbpe": encode_rustbpe,
     "tokenizers": encode_hugging_face,
 }
-PEERS = ("tiktoken", "tokenizers", "rustbpe", "bpeasy")
-SAME_IDS = ("v2", "v4", "tiktoken", "tokenizers")  # all of one vocabulary
+PEERS = ("tiktoken", "tokenizers", "rustbpe", "bpeasy", "gigatoken", "fastokens", "gigabpe")
+SAME_IDS = ("v2", "v4", "tiktoken", "gigatoken", "fastokens", "tokenizers")  # all of one vocabulary
 
 
 # ---- measuring, in a process of its own ----
@@ -287,23 +362,32 @@ def compare(options: Options) -> dict:
     """All measurements."""
     rows, largest = [], int(max(options.sizes) * 1e6)
     text = Path(options.data).read_text(encoding="utf-8") if options.data else ""
-    data = (text or this_machines_text(largest)).encode("utf-8")
+    text = text or this_machines_text(largest)
+    texts = [("", text, int(size * 1e6)) for size in options.sizes]
+    foreign, pages = None, translated_manuals() if options.foreign else []
+    if pages:
+        found, n_bytes = sum(len(page.encode("utf-8")) for page in pages), options.foreign * 1e6
+        texts.append(("manuals", grown(pages, int(n_bytes)), int(n_bytes)))
+        share = not_ascii(texts[-1][1])
+        foreign = {"pages": len(pages), "bytes": found, "not_ascii": share}
+    elif options.foreign:
+        print(f"no translated manual pages in {MANUALS}: only English is measured")
     with tempfile.TemporaryDirectory() as folder:
-        for n_bytes in (int(size * 1e6) for size in options.sizes):
-            text = data[:n_bytes].decode("utf-8", "ignore")
+        for kind, whole, n_bytes in texts:
+            part = whole.encode("utf-8")[:n_bytes].decode("utf-8", "ignore")
             text_file, ours_file = Path(folder) / "text.txt", Path(folder) / "tokenizer.json"
-            text_file.write_bytes(text.encode("utf-8"))
-            train_v4(text.split(END_OF_TEXT), options.vocab_size, 0).save(ours_file)
+            text_file.write_bytes(part.encode("utf-8"))
+            train_v4(part.split(END_OF_TEXT), options.vocab_size, 0).save(ours_file)
             for cores in dict.fromkeys((1, os.cpu_count() if options.all_cores else 1)):
-                rows += compare_at(options, len(text.encode("utf-8")), cores, text_file, ours_file)
-    text = data.decode("utf-8", "ignore")
-    not_ascii = sum(character > "\x7f" for character in text) / len(text)
+                found = compare_at(options, len(part.encode("utf-8")), cores, text_file, ours_file)
+                rows += [row | {"text": kind} for row in found]
     peers = {who: version(who) for who in PEERS if importlib.util.find_spec(who)}
     return {
         "options": asdict(options),
         "machine": machine_facts(),
         "peers": peers,
-        "not_ascii": not_ascii,
+        "not_ascii": not_ascii(text),
+        "foreign": foreign,
         "rows": rows,
     }
 
@@ -348,12 +432,17 @@ def compare_at(
 TASKS = {"train": "train", "cold": "encode, nothing seen before", "warm": "encode again"}
 
 
-def groups(results: dict) -> dict[tuple[int, int], list[dict]]:
-    """The rows of each size of text and number of cores."""
+def groups(results: dict) -> dict[tuple[str, int, int], list[dict]]:
+    """The rows of each kind of text, its size, and number of cores."""
     found = {}
     for row in results["rows"]:
-        found.setdefault((row["bytes"], row["cores"]), []).append(row)
+        found.setdefault((row.get("text", ""), row["bytes"], row["cores"]), []).append(row)
     return found
+
+
+def size_of(text: str, n_bytes: int) -> str:
+    """Of a text: its size, and that it is not English."""
+    return f"{n_bytes / 1e6:g} MB" + (" not English" if text else "")
 
 
 def clock(cores: int) -> str:
@@ -372,18 +461,18 @@ def ratio(row: dict, rows: list[dict]) -> float:
     return ours[clock(row["cores"])] / row[clock(row["cores"])]
 
 
-def own_share(measured: dict, task: str, n_bytes: int, cores: int) -> str:
+def own_share(measured: dict, task: str, text: str, n_bytes: int, cores: int) -> str:
     """v4's elapsed time on all cores as a fraction of that on one; nothing for one core."""
     if cores == 1:
         return ""
-    on_all, on_one = (of_v4(task, measured[n_bytes, n])["seconds"] for n in (cores, 1))
+    on_all, on_one = (of_v4(task, measured[text, n_bytes, n])["seconds"] for n in (cores, 1))
     return f"{on_all / on_one:.2f}"
 
 
 def report(results: dict) -> str:
     """v4's time as a fraction of each peer's, and all that was measured."""
     measured = groups(results)
-    heads = [f"{b / 1e6:g} MB" + (f", {c} cores" if c > 1 else "") for b, c in measured]
+    heads = [size_of(t, b) + (f", {c} cores" if c > 1 else "") for t, b, c in measured]
     shares = [["v4's time, as a share of", *heads]]
     rivals = dict.fromkeys((r["task"], r["who"]) for r in results["rows"] if r["who"] != "v4")
     for task in dict.fromkeys(task for task, _ in rivals):
@@ -393,12 +482,12 @@ def report(results: dict) -> str:
                 found = [r for r in rows if (r["task"], r["who"]) == (task, who)]
                 line.append(f"{ratio(found[0], rows):.2f}" if found else "")
             shares.append(line)
-        if any(cores > 1 for _, cores in measured):
+        if any(cores > 1 for _, _, cores in measured):
             line = [own_share(measured, task, *of) for of in measured]
             shares.append([f"v4 on one core: {TASKS[task]}", *line])
     parts = [markdown(shares)]
     details = []
-    for (n_bytes, cores), rows in measured.items():
+    for (text, n_bytes, cores), rows in measured.items():
         table = [["", "tokenizer", "seconds", "MB/s", "v4's share"]]
         for row in rows:
             seconds = row[clock(cores)]
@@ -410,14 +499,22 @@ def report(results: dict) -> str:
             ]
             table.append([TASKS[row["task"]], row["who"], *cells])
         how = "CPU seconds on one core" if cores == 1 else f"seconds on {cores} cores"
-        details.append(f"{n_bytes / 1e6:g} MB, {how}:\n\n{markdown(table)}")
+        details.append(f"{size_of(text, n_bytes)}, {how}:\n\n{markdown(table)}")
     options = results["options"]
     text = options["data"] or "files of this Python, its packages and /usr/share, and `pydocs`"
+    if found := results.get("foreign"):
+        foreign = (
+            f"not English: {found['pages']:,} translated manual pages ({found['bytes'] / 1e6:.1f} "
+            f"MB, then their lines again), {found['not_ascii']:.1%} not ASCII; "
+        )
+    else:
+        foreign = ""
     peers = ", ".join(f"{who} {number}" for who, number in results["peers"].items())
     parts.append(
         f"A vocabulary of {options['vocab_size']:,}; the median of {options['repeats']} turns "
         f"(one, if that takes more than {LONG} seconds); "
-        f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; {peers}; "
+        f"text: {text}, {results['not_ascii']:.1%} of its characters not ASCII; "
+        f"{foreign}{peers}; "
         f"{on_machine(results['machine'])}."
     )
     parts.append(fold("All that was measured", "\n\n".join(details)))
@@ -431,13 +528,13 @@ def draw(results: dict) -> Figure:
     width = 0.8 / len(measured)
     for panel, task in zip(panels, TASKS):
         names = list(dict.fromkeys(r["who"] for r in results["rows"] if r["task"] == task))
-        for i, ((n_bytes, cores), rows) in enumerate(measured.items()):
+        for i, ((text, n_bytes, cores), rows) in enumerate(measured.items()):
             of_task = [row for row in rows if row["task"] == task]
             panel.plot(
                 [names.index(row["who"]) + (i + 0.5) * width for row in of_task],
                 [n_bytes / 1e6 / row[clock(cores)] for row in of_task],
                 "o",
-                label=f"{n_bytes / 1e6:g} MB, "
+                label=f"{size_of(text, n_bytes)}, "
                 + (f"{cores} cores" if cores > 1 else "1 core (CPU time)"),
             )
         panel.set_xticks([i + 0.4 for i in range(len(names))], names, rotation=30)

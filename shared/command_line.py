@@ -45,7 +45,7 @@ AT_MOST |= dict.fromkeys(("batch_size", "accumulation_steps"), 1_000_000)
 PATHS = {"data", "out", "init_from", "tokenizer", "score"}
 # In which order --help shows the options, and under which titles.
 GROUPS = {
-    "data": "data text_field vocab_size tokenizer_sample_bytes tokenizer workers",
+    "data": "data text_field vocab_size tokenizer_sample_bytes tokenizer split workers",
     "model": "",  # all that no other group names
     "training": "steps batch_size accumulation_steps learning_rate muon_learning_rate weight_decay "
     "warmup_steps schedule final_learning_rate clip_norm seed init_from",
@@ -87,6 +87,7 @@ def parse(
     config = parse_options(config_class, arguments, default)
     out = os.path.expanduser(config.out)
     uses = config.sample or config.score  # a trained model
+    trains = not (uses or config.print_model)
     if config.resume or uses:
         kept = load_config(config_class, out)  # tyro could not set a flag that is on already
         config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
@@ -97,11 +98,11 @@ def parse(
     config = replace(config, out=out)
     if config.best and not uses:
         raise UserError("--best is for --sample and --score: training goes on from the last step")
-    if config.tensorboard and not uses:
+    if config.tensorboard and trains:
         need_package("tensorboard", "--tensorboard")
-    if not uses and is_first():
+    if trains and is_first():
         check_folder(Path(whole_path(config.out)))
-    if is_path and not uses:
+    if is_path and trains:
         folders = (path.resolve() for path in named(config.data) if path.is_dir())
         if any(Path(whole_path(out)).is_relative_to(folder) for folder in folders):
             raise UserError(f"--out {out} is inside --data: the run's files would be read as text")

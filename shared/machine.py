@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,29 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@cache  # once is enough
 def keep_freed_memory() -> None:
-    """From now on, keep freed blocks of memory for later instead of returning them to the system.
+    """From now on, keep freed blocks of memory for later instead of returning them to the system,
+    and ask for the next ones in pages of 2 MB, not 4 KB.
 
     Getting large ones again, page by page and zeroed, takes a tenth of a step of training, and up
-    to a sixth of the time of encoding a text. Only for Linux's C library (man mallopt); other
-    allocators decide for themselves.
+    to a sixth of the time of encoding a text. Large pages spare the processor the search for where
+    a page is, which a machine that has run for hours, in a cloud above all, feels in every step.
+    Only for Linux's C library (man mallopt, madvise); other allocators decide for themselves.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    if not hasattr(library, "mallopt"):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
+    library.mallopt(M_MMAP_MAX, 0)  # large blocks, too, come from the heap
+    library.mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
+    library.malloc.restype = ctypes.c_void_p
+    # Half of the machine's memory: only addresses, until they are used. The advice must come first.
+    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES") // 2
+    if start := library.malloc(ctypes.c_size_t(pages * page)):  # no more than this process may have
+        inside = ctypes.c_void_p(-(-start // page) * page)
+        library.madvise(inside, ctypes.c_size_t((pages - 1) * page), MADV_HUGEPAGE)
+        library.free(ctypes.c_void_p(start))
 
 
 def free_memory(device: Any) -> int | None:  # noqa: ANN401 - a torch.device

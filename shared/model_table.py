@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -149,13 +150,24 @@ def peak_of_a_step(config: Any, model_class: Callable, make_optimizers: Callable
     return round(OVERHEAD * memory.peak)
 
 
-def build(model_class: Callable[[Any], nn.Module], config: Any) -> nn.Module:  # noqa: ANN401
-    """`model_class(config)`, to be trained; UserError if its weights take more memory than is free.
+class WithoutWeights(TorchFunctionMode):
+    """While it is on, weights have shapes but no numbers. Not `torch.device("meta")`, on which some
+    functions that compute other tensors import torch's compiler, which takes a second."""
 
-    Not for sampling: what torch imports to build on "meta", optimizers need anyway (a second).
-    """
+    def __torch_function__(
+        self, function: Callable, types: Sequence, args: Sequence = (), kwargs: dict | None = None
+    ) -> Any:  # noqa: ANN401
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return None
+        on_meta = {"device": "meta"} if function in (torch.empty, torch.ones) else {}
+        return function(*args, **(kwargs or {}) | on_meta)
+
+
+def build(model_class: Callable[[Any], nn.Module], config: Any) -> nn.Module:  # noqa: ANN401
+    """`model_class(config)`; UserError if its weights take more memory than is free, since a config
+    may come from anybody."""
     free = free_memory(torch.device("cpu"))
-    with addressable(), torch.device("meta"):
+    with addressable(), WithoutWeights():
         weights = sum(parameter.nbytes for parameter in model_class(config).parameters())
     if free is not None and weights > free:
         raise UserError(

@@ -144,7 +144,9 @@ class Run:
                 f"the weights are not finite after step {self.step}: lower the learning rates "
                 "and start again; the last checkpoint is kept"
             )
-        if self.best_weights:  # first: a checkpoint's best evaluation has its weights on disk
+        # First, so that a checkpoint's best evaluation has its weights on disk. At the end, too: a
+        # kill may come before `finish` knows whether the last evaluation is better.
+        if self.best_weights:
             step = {"step": best_row(self.rows[self.kept_from :])["step"]}
             progress = state["progress"] | step
             changed = {"model": self.best_weights, "optimizers": [], "progress": progress}

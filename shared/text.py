@@ -8,6 +8,7 @@ from typing import TypeVar
 import regex
 
 from shared.files import UserError
+from shared.splits import SPLITS
 
 T = TypeVar("T")
 END_OF_TEXT = "<|endoftext|>"
@@ -65,17 +66,22 @@ def special_pattern(special_tokens: Iterable[str]) -> regex.Pattern:
 PIECE = 1 << 22  # bytes per piece of a long text
 PART = 1 << 18  # characters that are encoded as UTF-8 at a time
 LONGEST_WORD = 1 << 20  # bytes; anything longer is not text
-# Where a word of GPT-2's pattern ends, whatever comes before or after.
+# Where a word ends with each split that has a name, whatever comes before or after. (A mark, \p{M},
+# belongs to what is before it, and normalization may make one character of the two.)
 SAFE = regex.compile(
-    r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})|(?<=[^\s\p{L}\p{N}])(?=[\s\p{N}])"
+    r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])|(?<=\p{N})(?=[^\p{N}\p{M}])"
+    r"|(?<=[^\s\p{L}\p{N}])(?=\p{N}|[^\S\r\n])"
 )
 
 
 def whole_words(
-    texts: Iterable[str | bytes], special_tokens: Iterable[str] = (END_OF_TEXT,)
+    texts: Iterable[str | bytes],
+    special_tokens: Iterable[str] = (END_OF_TEXT,),
+    split: str = "gpt2",
 ) -> Iterator[bytes]:
     """The `texts`, joined and split again, into UTF-8 pieces of about PIECE bytes that end where a
-    word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more."""
+    word ends and not inside a special token. UserError if that takes LONGEST_WORD bytes more; but
+    where the words of a `split` without a name end is not known: pieces end at special tokens."""
     special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
     longest = max(map(len, special_tokens), default=1)
     rest, size, enough, done = [], 0, PIECE, 0
@@ -86,14 +92,17 @@ def whole_words(
             continue
         data = b"".join(rest)
         moved = partial(start_of_special, data=data, special_tokens=special_tokens)
-        cut = safe_cut(data, 0, len(data) - longest, moved)  # one may start near the end
-        if not cut and len(data) > LONGEST_WORD + PIECE:
+        if split in SPLITS:
+            cut = safe_cut(data, 0, len(data) - longest, moved)  # one may start near the end
+        else:
+            cut = moved(max([0, *map(data.rfind, special_tokens)]))
+        if not cut and len(data) > LONGEST_WORD + PIECE and split in SPLITS:
             raise UserError(
                 f"no word ends in {LONGEST_WORD:,} bytes from byte {done:,} on: this is not text"
             )
         yield data[:cut]
         rest, size, done = [data[cut:]], len(data) - cut, done + cut
-        enough = size + PIECE
+        enough = size + max(PIECE, size)  # if none of it could be cut, twice as much
     yield b"".join(rest)
 
 

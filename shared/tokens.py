@@ -120,6 +120,21 @@ def let_go(tokens: np.ndarray) -> None:
         tokens._mmap.madvise(mmap.MADV_DONTNEED)
 
 
+def count_pairs(
+    tokens: np.ndarray, vocab_size: int, chunk: int = 1 << 20
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each pair of neighbours in `tokens` (N,), ids below `vocab_size`, its left and its right
+    token and how often it is there: (M,) each. Of many tokens, only 16 chunks, spread evenly."""
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0)
+    for start in range(0, len(tokens) - 1, max(chunk, len(tokens) // 16)):
+        ids = tokens[start : start + chunk + 1].astype(np.int64)
+        here, times = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)
+        pairs, places = np.unique(np.concatenate((pairs, here)), return_inverse=True)
+        counts = np.bincount(places, np.concatenate((counts, times)))
+    left, right = map(torch.from_numpy, divmod(pairs, vocab_size))
+    return left, right, torch.from_numpy(counts).float()
+
+
 def windows_in_order(
     tokens: np.ndarray, length: int, count: int
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import toy
 from conftest import ROOT, VERSIONS, load_version
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 from benchmarks import (
     ablations,
@@ -21,10 +23,12 @@ from benchmarks import (
     common,
     compare,
     faults,
+    pictures,
     report,
     report_data,
     report_steps,
     scale,
+    soak,
     sweep,
     tokenizers,
     training,
@@ -361,6 +365,20 @@ def test_readme_is_written_between_its_markers_alone():
         common.readme_with(readme, "y", "new")
 
 
+@pytest.mark.parametrize("module", [compare, climb, soak])
+def test_readme_without_a_block_of_the_results_shows_their_origin(module, tmp_path, monkeypatch):
+    results = shutil.copytree(common.RESULTS, tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(common.readme_with(README, "origins", "of long ago"), encoding="utf-8")
+    for of in (common, module):
+        monkeypatch.setattr(of, "RESULTS", results)
+    monkeypatch.setattr(common, "README", readme)
+    monkeypatch.setattr(climb, "TOUR", shutil.copy(climb.TOUR, tmp_path / "TOUR.md"))
+    monkeypatch.setattr(pictures, "save", lambda figure, path: pyplot.close(figure))
+    module.main(["--readme"])
+    assert readme.read_text(encoding="utf-8") == README
+
+
 def results_of(name: str) -> dict[str, dict]:
     rows = compare.summarize(read_json(common.RESULTS / name / "results.json"))
     return {row["version"].split("_")[0]: row for row in rows}
@@ -398,7 +416,7 @@ def test_headers_promise_what_was_measured(name):
 def test_every_file_and_option_of_the_readmes_exists(place):
     readme = (ROOT / place).read_text(encoding="utf-8")
     options = {"--help", "--logdir"}  # the second is TensorBoard's, the others torchrun's and pip's
-    options |= {"--index-url", "--ablate"}
+    options |= {"--index-url", "--ablate", "--signals-to-handle"}
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
     programs = (compare, sweep, report, encode, training, tokenizers, climb)
@@ -553,14 +571,18 @@ def test_a_sweep_of_context_keeps_the_tokens_of_a_step(name):
 
 def test_a_record_is_what_the_run_wrote(tmp_path):
     """Scored at steps 0, 2 and 4 of 4, in which 80 bytes were seen."""
-    write_json(tmp_path / "summary.json", {"train_bytes": 80, "steps": 4, "val_loss": 1.0})
+    write_json(
+        tmp_path / "summary.json",
+        {"train_bytes": 80, "steps": 4, "val_loss": 1.0, "vocab_size": 1808},
+    )
     scores = {step: {"val_loss": 3.0 - step, "bits_per_byte": 9.0 - step} for step in (0, 2, 4)}
     rows = [{"step": step, "seconds": step / 2} | score for step, score in scores.items()]
     rows[1:1] = [{"step": 1, "seconds": 0.5, "train_loss": 2.5, "learning_rate": 0.1}]
     rows[3:3] = [{"step": 3, "seconds": 1.5, "train_loss": 7.5, "learning_rate": 0.2}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = common.record(tmp_path)
-    assert (run["first_loss"], run["last_loss"]) == (3.0, 7.5) and common.has_diverged(run)
+    assert run["last_loss"] == 7.5 and common.has_diverged(run)  # ln 1808 = 7.4999
+    assert not common.has_diverged(run | {"vocab_size": 1809})
     points = [(point["seconds"], point["bytes"], point["bits_per_byte"]) for point in run["curve"]]
     assert points == [(0, 0, 9.0), (1, 40, 7.0)]
     assert [rate["learning_rate"] for rate in run["rates"]] == [0.1, 0.2]

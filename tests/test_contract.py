@@ -136,7 +136,8 @@ def test_a_tokenizer_can_be_made_of_what_is_read_only_once(version):
     """Its parts may come from a generator: read twice, it would leave a vocabulary empty."""
     tokenizer = tokenizer_of(version)
     parts = {name: part for name, part in tokenizer.to_json().items() if name != "kind"}
-    again = version.Tokenizer(**{name: iter(part) for name, part in parts.items()})
+    once = {n: part if isinstance(part, str) else iter(part) for n, part in parts.items()}
+    again = version.Tokenizer(**once)
     assert again.vocab == tokenizer.vocab and again.vocab_size == tokenizer.vocab_size
     text = CHARACTERS if by_characters(version) else small_text(3)
     assert again.encode(text) == tokenizer.encode(text)
@@ -314,6 +315,30 @@ def test_the_best_weights_are_kept(version, best, corpus_file, tmp_path, monkeyp
     with pytest.raises(SystemExit) as stop:
         version.main(["--resume", "--best", "--out", out])
     assert stop.value.code == 2 and "--best is for" in capsys.readouterr().err
+
+
+def test_a_kill_in_the_last_evaluation_costs_no_best_weights(
+    version, corpus_file, tmp_path, monkeypatch
+):
+    """The third, at step 4, is the best, between the checkpoints at 0 and 6."""
+    options = {"data": str(corpus_file), "out": str(tmp_path), "evaluate_every": 2}
+    options |= {"checkpoint_every": 6}
+    evaluate, factors, at = version.evaluate, iter([3, 2, 1, None, 9, 9]), []
+
+    def rated(model, *arguments):
+        nats, n_bytes = evaluate(model, *arguments)
+        at.append({name: w.clone() for name, w in model.state_dict().items()})
+        if (factor := next(factors)) is None:
+            raise KeyboardInterrupt
+        return nats * factor, n_bytes
+
+    monkeypatch.setattr(version, "evaluate", rated)
+    with pytest.raises(KeyboardInterrupt):
+        version.train(small_config(version, **options))
+    summary = version.train(small_config(version, **options, resume=True))
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert summary["best_step"] == best["progress"]["step"] == 4
+    assert equal(dict(best["model"]), at[2])
 
 
 def test_the_best_evaluation_is_one_whose_weights_are_left(version, corpus_file, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from shared.tokens import (
     SOURCES,
     cached_tokenizer,
     code_of,
+    count_pairs,
     open_token_file,
     random_windows,
     windows_in_order,
@@ -365,6 +367,25 @@ def test_bad_token_files_are_named_and_refused(tmp_path):
     path.write_bytes(b"GIF89a" + bytes(2000))
     with pytest.raises(UserError, match="not a token file"):
         open_token_file(path, SHA)
+
+
+@given(
+    ids=st.lists(st.integers(0, 6), max_size=60),
+    vocab_size=st.integers(7, 9),
+    chunk=st.integers(1, 70),
+)
+def test_pairs_are_counted_across_chunks(ids, vocab_size, chunk):
+    chunk = max(chunk, len(ids) // 16 + 1)  # no smaller one, or some would be left out
+    counted = count_pairs(np.array(ids, np.uint16), vocab_size, chunk)
+    counts = {(i, j): n for i, j, n in zip(*(part.tolist() for part in counted))}
+    assert counts == Counter(zip(ids, ids[1:]))
+
+
+def test_of_many_tokens_sixteen_chunks_are_counted(tmp_path):
+    np.arange(1600, dtype=np.uint16).tofile(tmp_path / "tokens")
+    left, right, _ = count_pairs(np.memmap(tmp_path / "tokens", np.uint16), 1600, chunk=3)
+    assert left.tolist() == [100 * i + k for i in range(16) for k in range(3)]
+    assert torch.equal(right, left + 1)
 
 
 @given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 5))

@@ -139,7 +139,7 @@ NO_TOKENIZERS = {
     ],
     "scaffolds": [[255], [999], [-1], ["x"], [256, 256], 256, {"256": 1}, None],
     "special_tokens": [["a", "a"], [5], ["a", None], "ab", [""], ["\ud800"], {"a": 1}, 5, None],
-    "first": [[0] * 256, [*range(255)], [*range(256), 0], [*range(-1, 255)], 256, "ab", None],
+    "split": ["(", 5, ["gpt2"], None],
 }
 
 
@@ -541,6 +541,15 @@ def test_damaged_values_in_a_config(version, capsys, run):
             (run / "config.json").write_text(json.dumps(whole | {name: value}))
             line = complaint(version, ["--sample", "--out", run], capsys)
             assert "--" + name.replace("_", "-") in line
+
+
+def test_a_config_of_a_model_that_does_not_fit(version, capsys, run, monkeypatch):
+    """It may be anybody's, of any width: no weights are made for it."""
+    monkeypatch.setattr("shared.model_table.free_memory", lambda _: 2000)
+    monkeypatch.setattr(version, "Run", None)  # takes the model
+    for option in (["--sample"], ["--score", run / "samples.txt"]):
+        line = complaint(version, [*option, "--out", run], capsys)
+        assert "the model's weights take" in line and "choose a smaller model" in line
 
 
 ANOTHER_RUN = {

@@ -423,6 +423,12 @@ def test_rotary_positions_where_transformers_5_has_them(tmp_path):
     assert model_files.read_sizes(tmp_path)["rope_base"] == 1e6
 
 
+def test_a_model_that_does_not_fit_is_not_exported(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shared.model_table.free_memory", lambda _: 2000)
+    said = complaint(export.main, [folders[0], tmp_path / "out"], capsys)
+    assert "the model's weights take" in said and not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_greedy_run_is_exported_as_one(folders, tmp_path):
     run_folder = shutil.copytree(folders[0], tmp_path / "run")
     config = read_json(run_folder / "config.json")

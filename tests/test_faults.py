@@ -615,8 +615,9 @@ def test_too_little_memory_is_told(subject, tmp_path, monkeypatch):
 
 def test_memory_that_is_not_there_is_told_before_anything_moves(subject, finished, monkeypatch):
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    monkeypatch.setattr("shared.model_table.free_memory", lambda _: 10_000)
-    assert "0.0 GB are free: " in refusal(subject, subject.arguments(finished))
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.model_table.free_memory", lambda _: 10_000)
+        assert "0.0 GB are free: " in refusal(subject, subject.arguments(finished))
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
     assert call(subject, ["--sample", "--out", finished])[0] == 0

@@ -15,7 +15,14 @@ from benchmarks.faults import equal
 from shared import machine, model_table
 from shared.files import UserError
 from shared.machine import free_memory
-from shared.model_table import OVERHEAD, build, check_memory, measure, peak_of_a_step
+from shared.model_table import (
+    OVERHEAD,
+    WithoutWeights,
+    build,
+    check_memory,
+    measure,
+    peak_of_a_step,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = """
@@ -36,14 +43,47 @@ print(by_default, faults())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is Linux's")
-def test_freed_memory_is_kept():
+# Of arrays too small for numpy to ask for large pages itself: what the system was advised of them.
+FLAGS = """
+import re
+from pathlib import Path
+import numpy as np
+import torch
+from shared.machine import keep_freed_memory
+
+def flags(address):
+    for area in re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M)[1:]:
+        start, end = (int(number, 16) for number in area.split()[0].split("-"))
+        if start <= address < end:
+            return re.search("VmFlags:(.*)", area)[1].split()
+
+before = np.ones(3 << 20, np.uint8)
+keep_freed_memory()
+used = np.ones(50 << 20, np.uint8)  # what was free before
+array, tensor = np.ones(3 << 20, np.uint8), torch.ones(1 << 20)
+addresses = before.ctypes.data, array.ctypes.data, tensor.data_ptr()
+print(*("hg" in flags(address) for address in addresses))
+"""
+
+
+def printed(code: str) -> list[str]:
+    """What `code` prints in a process of its own: this one may keep its memory already."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("not the GNU C library")
-    command = [sys.executable, "-c", FAULTS]  # this process may keep its memory already
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    by_default, kept = map(int, done.stdout.split())
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is Linux's")
+def test_freed_memory_is_kept():
+    by_default, kept = map(int, printed(FAULTS))
     assert kept < by_default / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise is Linux's")
+def test_large_pages_are_asked_for():
+    assert printed(FLAGS) == ["False", "True", "True"]
 
 
 MEMORY = "MemTotal: 9000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\nSwapFree:  5 kB\n"
@@ -106,6 +146,16 @@ def test_a_model_that_does_not_fit_is_not_built(version, monkeypatch):
     with pytest.raises(UserError, match="the model's weights take .* choose a smaller model"):
         build(version.LanguageModel, config)
     assert made and all(parameter.is_meta for parameter in made)
+
+
+def test_weights_without_numbers_need_no_compiler(version, monkeypatch):
+    """Torch imports it to draw numbers for weights without data, or to compute others there."""
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    with WithoutWeights():
+        model = version.LanguageModel(small_config(version))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 def spied(function, results: list):

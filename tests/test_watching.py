@@ -21,6 +21,7 @@ import shared.run
 import v4_modern.run
 from shared.model_table import measure
 from shared.run import Run
+from shared.run_folder import lock_metrics
 from shared.terminal import print_text
 from shared.tokens import decode_pieces
 from v4_modern.run import BFLOAT16_PEAK
@@ -309,6 +310,14 @@ def test_print_model_trains_nothing(version, corpus_file, tmp_path, capsys):
     if by_characters(version) or summary["vocab_size"] == 300:  # else the pairs ran out
         assert rows["all"][0] == f"{summary['parameters']:,}"
     assert rows["weights"] == [f"{4 * int(rows['all'][0].replace(',', '')) / 1e6:.2f}"]
+
+
+def test_print_model_leaves_the_folder_to_a_run_in_it(version, corpus_file, tmp_path, capsys):
+    arguments = small_arguments(version, data=corpus_file, out=tmp_path / "run")
+    with lock_metrics(tmp_path / "run"):
+        version.main([*arguments, "--print-model"])
+    assert "all, forward and backward" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_model_larger_than_the_machine_is_told_in_a_moment(capsys):

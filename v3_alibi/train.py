@@ -489,7 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample or config.score:
             tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
-            run = Run(VERSION, config, tokenizer, LanguageModel(config))
+            run = Run(VERSION, config, tokenizer, build(LanguageModel, config))
             load_checkpoint(run)
             run.score(evaluate) if config.score else run.answer(generate)
         else:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from shared.command_line import (  # noqa: F401 - v4 uses them as they are
     pick_dtype,
     whole_path,
 )
-from shared.files import UserError, read_json
+from shared.files import UserError
 from shared.terminal import ended_by
 from v4_modern.model_files import read_sizes
 from v4_modern.parallel import is_first, processes
@@ -95,8 +96,10 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = _with_model(config, arguments)
     elif config.tokenizer:
         config = _with_tokenizer(config, arguments)
-    if config.tokenizer:
-        read_json(config.tokenizer)
+    elif config.split == "own":
+        raise UserError("--split own is a given tokenizer's: name it, or another split")
+    if config.tokenizer and not Path(config.tokenizer).exists():
+        raise UserError(f"{config.tokenizer} is not there")
     return config
 
 
@@ -118,7 +121,7 @@ def _with_model(config: ConfigType, arguments: Sequence[str] | None) -> ConfigTy
     folder = whole_path(config.init_from)
     sizes = read_sizes(folder)
     # The arguments again, now on top of the model's sizes: which of them were given shows only so.
-    config = command_line.parse(type(config), arguments, type(config)(**sizes))
+    config = command_line.parse(type(config), arguments, type(config)(**sizes, split="own"))
     if whole_path(config.out) == folder:
         raise UserError(f"--out {config.out} is the folder of --init-from: name another one")
     for name in sizes.keys() - {"context_length"}:  # the only one that may differ
@@ -127,13 +130,22 @@ def _with_model(config: ConfigType, arguments: Sequence[str] | None) -> ConfigTy
             raise UserError(f"{option} {getattr(config, name)}: the model has {sizes[name]}")
     if config.tokenizer:
         raise UserError("--tokenizer: the model of --init-from has its own")
+    need_own_split(config)
     tokenizer = whole_path(f"{folder}/tokenizer.json")
     return dataclasses.replace(config, init_from=folder, tokenizer=tokenizer)
 
 
+def need_own_split(config: object) -> None:
+    """UserError if `config` asks for another split than that of a given tokenizer."""
+    if config.split != "own":
+        raise UserError("--split is for training a tokenizer: a given one has its own")
+
+
 def _with_tokenizer(config: ConfigType, arguments: Sequence[str] | None) -> ConfigType:
     """`config` with no size for the tokenizer, which has its own."""
-    config = command_line.parse(type(config), arguments, type(config)(vocab_size=0))
+    own = type(config)(vocab_size=0, split="own")
+    config = command_line.parse(type(config), arguments, own)
     if config.vocab_size:
         raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
+    need_own_split(config)
     return dataclasses.replace(config, tokenizer=whole_path(config.tokenizer))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared import fast_bpe
@@ -40,9 +40,10 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]  # file or folder
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]  # the token file
-    tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
+    tokenizer: str = ""  # file of a tokenizer to use, ours or another; without it, train one
     text_field: str = "text"  # where documents are in .jsonl and .parquet files
     vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
+    split: Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen"] = "gpt2"  # whose words it merges
     workers: int = 0  # processes to use; 0: one per core
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class Options:
             raise UserError(f"{source} is not a file; it is read twice, so it cannot be a pipe")
         if self.tokenizer and self.vocab_size != Options.vocab_size:
             raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
+        if self.tokenizer and self.split != Options.split:
+            raise UserError("--split is for training a tokenizer: a given one has its own")
         if out.exists() and not out.is_file():
             raise UserError(f"{out} is not a file: choose another name to write to")
         written = {out.resolve(), Path(self.tokenizer or self.learned).resolve()}
@@ -97,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             tokenizer = load_tokenizer(kind, options.tokenizer)
         else:
             started = perf_counter()
-            tokenizer = kind.train(whole_words(texts), options.vocab_size)
+            tokenizer = kind.train(whole_words(texts), options.vocab_size, split=options.split)
             tell(f"learned {tokenizer.vocab_size:,} tokens", texts.size, started)
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")

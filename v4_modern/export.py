@@ -27,6 +27,7 @@ from shared.files import (
     write_json,
     write_text,
 )
+from shared.model_table import build
 from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
@@ -101,7 +102,7 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
     need_package("safetensors", "exporting")
     config = replace(command_line.load_config(Config, str(folder)), device="cpu", best=best)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    run = Run(VERSION, config, tokenizer, LanguageModel(config))
+    run = Run(VERSION, config, tokenizer, build(LanguageModel, config))
     load_checkpoint(run)
     summary = read_json(folder / "summary.json")
     if run.checkpoint == run.best:  # then the last was not the best
@@ -109,11 +110,12 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
         summary |= best_row(of_step) | {"steps": run.step}
     elif summary.get("steps") != run.step:
         raise UserError(f"{folder} was trained further after its end: finish it with --resume")
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    text = tokenizer.decode([end])  # in some foreign tokenizers, it has another name
     try:
-        card = MODEL_CARD.format(name=out.name, end=END_OF_TEXT, **summary)
+        card = MODEL_CARD.format(name=out.name, end=text, **summary)
     except (LookupError, TypeError, ValueError):
         raise UserError(f"{folder / 'summary.json'} is damaged") from None
-    end = tokenizer.special_tokens[END_OF_TEXT]
     ends = {"bos_token_id": end, "eos_token_id": end}
     sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
     if config.temperature:
@@ -126,13 +128,13 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
         save_weights(run.model.state_dict(), new / "model.safetensors")
         write_json(new / "config.json", qwen3_config(config) | ends)
         write_json(new / "generation_config.json", ends | sampling)
-        save_hugging_face(tokenizer, new / "tokenizer.json", begin=END_OF_TEXT)
+        save_hugging_face(tokenizer, new / "tokenizer.json", begin=text)
         write_json(
             new / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": END_OF_TEXT,
-                "eos_token": END_OF_TEXT,
+                "bos_token": text,
+                "eos_token": text,
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": config.context_length,
             },

@@ -3,7 +3,7 @@
 New since v3 (sections 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13): v2's merges again, by delta-BPE, with
 special tokens; memory-mapped token files; Qwen3's block (RMSNorm, v2's rotary positions, QK-norm,
 grouped-query attention, SwiGLU, no biases or dropout); loss, optimizers, schedule, gradient
-clipping from scratch; mixed precision; generation with a key-value cache.
+clipping from scratch; mixed precision; generation with a key-value cache; counts to start from.
 
     diff v3_alibi/train.py v4_modern/train.py
     python v4_modern/train.py
@@ -27,13 +27,15 @@ sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
 from shared.fast_bpe.encoder import Merger
-from shared.files import UserError, checked_merges, read_json, read_tokenizer, write_json
+from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import build, print_model
 from shared.reading import read_pieces
+from shared.splits import SPLITS
 from shared.terminal import progress
 from shared.text import as_texts, special_pattern, tokens_of, whole_words
 from shared.tokens import (
     cached_tokenizer,
+    count_pairs,
     mapped_splits,
     random_windows,
     token_lengths,
@@ -43,7 +45,7 @@ from v4_modern import command_line, parallel
 from v4_modern.command_line import parse
 from v4_modern.model_files import load_weights
 from v4_modern.run import Run
-from v4_modern.tokenizer_files import load_hugging_face
+from v4_modern.tokenizer_files import load_foreign
 
 import numpy as np
 import regex
@@ -86,7 +88,8 @@ class Config:
     seed: int = 0  # random seed
     device: str = "auto"  # cpu, cuda, mps, or auto: the best available
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 if native
-    tokenizer: str = ""  # tokenizer.json to use, ours or Hugging Face's; without it, train one
+    split: Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen", "own"] = "gpt2"  # whose words merge
+    tokenizer: str = ""  # file of a tokenizer to use, ours or another; without it, train one
     init_from: str = ""  # folder written by export.py: start from its model and tokenizer
     tensorboard: bool = False  # also write event files for tensorboard --logdir
     print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
@@ -108,9 +111,9 @@ class Config:
 class Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) over UTF-8 bytes, as in GPT-2.
 
-    Ids: the 256 bytes in the order of `first`, then a token per merge in the order learned, then
-    the special tokens, which are found in any text (of two that overlap, the one that starts first,
-    then the longest). Merges never cross words, so a text is first split with GPT-2's pattern.
+    Ids: the 256 bytes, then a token per merge in the order learned, then the special tokens, which
+    are found in any text (of two that overlap, the one that starts first, then the longest). Merges
+    never cross words, so a text is first split with GPT-2's pattern, or with another of SPLITS.
     """
 
     pattern = regex.compile(
@@ -122,13 +125,13 @@ class Tokenizer:
         self,
         merges: list[tuple[int, int]],
         special_tokens: Iterable[str] = (END_OF_TEXT,),
-        first: bytes = bytes(range(256)),
+        split: str = "gpt2",
     ) -> None:
+        self.split = split
+        self.pattern = self.pattern if split == "gpt2" else regex.compile(SPLITS[split])
         self.merges = checked_merges(merges)
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.first = bytes(first)
-        self.byte_ids = bytes(self.first.index(byte) for byte in range(256))
-        self.vocab = [bytes([byte]) for byte in self.first]
+        self.vocab = [bytes([byte]) for byte in range(256)]
         for left, right in self.merges:
             self.vocab.append(self.vocab[left] + self.vocab[right])
         special_tokens = dict.fromkeys(as_texts(special_tokens))  # without duplicates
@@ -144,6 +147,7 @@ class Tokenizer:
         texts: Iterable[str | bytes],
         vocab_size: int,
         special_tokens: Iterable[str] = (END_OF_TEXT,),
+        split: str = "gpt2",
     ) -> "Tokenizer":
         """Learn merges from `texts` until there are `vocab_size` tokens, or no pairs are left.
 
@@ -154,13 +158,12 @@ class Tokenizer:
             before    t h e    h e n    pairs    h e: 5    t h: 3    e n: 2
             after     t he     he n     pairs    t he: 3   he n: 2
         """
-        special_tokens = list(dict.fromkeys(as_texts(special_tokens)))
-        n_merges = vocab_size - 256 - len(special_tokens)
+        empty = cls([], special_tokens, split)  # without merges
+        n_merges = vocab_size - empty.vocab_size
         if n_merges < 0:
-            raise UserError(f"--vocab-size {vocab_size} must be at least {vocab_size - n_merges}")
-        special = special_pattern(special_tokens)
-        parts = (p for t in as_texts(texts) for p in special.split(well_formed(t))[::2])
-        counts = Counter(w for part in parts for w in cls.pattern.findall(part))
+            raise UserError(f"--vocab-size {vocab_size} must be at least {empty.vocab_size}")
+        parts = (p for t in as_texts(texts) for p in empty.special.split(well_formed(t))[::2])
+        counts = Counter(w for part in parts for w in empty.pattern.findall(part))
         words = [(list(word.encode("utf-8")), count) for word, count in counts.items()]
         vocab, merges = [bytes([byte]) for byte in range(256)], []
         pairs, where = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
@@ -194,7 +197,7 @@ class Tokenizer:
                     if change > 0:
                         heappush(heap, cls.priority(pair, pairs[pair], vocab))
                 bar.update()
-        return cls(merges, special_tokens)
+        return cls(merges, empty.special_tokens, split)
 
     @staticmethod
     def priority(pair: tuple[int, int], count: int, vocab: list[bytes]) -> tuple:
@@ -220,9 +223,9 @@ class Tokenizer:
 
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order learned."""
-        ids = list(word.encode("utf-8").translate(self.byte_ids))
+        ids = list(word.encode("utf-8"))
         if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
-            return Merger(self.merges, self.first)([word.encode("utf-8")])[0].tolist()
+            return Merger(self.merges)([bytes(ids)])[0].tolist()
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
@@ -255,7 +258,7 @@ class Tokenizer:
 
     def encode_pieces(self, texts: Iterable[str | bytes]) -> Iterator[Sequence[int]]:
         """The ids of the joined `texts` (bytes: UTF-8), which may be split anywhere, in pieces."""
-        return map(self.encode, whole_words(texts, self.special_tokens))
+        return map(self.encode, whole_words(texts, self.special_tokens, self.split))
 
     def encode_iterable(self, texts: Iterable[str | bytes]) -> Iterator[int]:
         """The same one by one; only a few megabytes of text are held."""
@@ -271,17 +274,15 @@ class Tokenizer:
 
     def to_json(self) -> dict:
         parts = {"merges": self.merges, "special_tokens": list(self.special_tokens)}
-        return {"kind": "delta-bpe", **parts, "first": list(self.first)}
+        return {"kind": "delta-bpe", **parts, "split": self.split}
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer in `path`, ours or Hugging Face's; UserError if there is neither."""
-        if "kind" not in read_json(path):  # every version's own file has one
-            return load_hugging_face(cls, path)
-        return read_tokenizer(path, "delta-bpe", cls)
+        """The tokenizer in `path`, ours or another's; UserError if there is neither."""
+        return load_foreign(cls, path) or read_tokenizer(path, "delta-bpe", cls)
 
 
 # ---- 3. Data ----
@@ -296,10 +297,10 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
         kind,
-        (corpus.sha256, vocab_size),
-        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size),
+        (corpus.sha256, vocab_size, config.split),
+        lambda: kind.train(whole_words(read_pieces(corpus.train)), vocab_size, split=config.split),
     )
-    encoder = kind(tokenizer.merges, tokenizer.special_tokens, tokenizer.first)  # a given one, too
+    encoder = fast_bpe.sped_up(tokenizer, config.workers) if is_long else tokenizer
     return tokenizer, corpus, *mapped_splits(corpus, encoder)
 
 
@@ -492,6 +493,31 @@ class LanguageModel(nn.Module):
         return logits if targets is None else cross_entropy(logits.float(), targets).mean()
 
 
+@torch.no_grad()
+def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 20.0) -> None:
+    """Let the untrained model predict what v0 learns: which of `tokens` (N,) follow which.
+
+    If n_ij of n_i tokens after i are j, p(j|i) is taken to be (n_ij + prior p_j) / (n_i + prior)
+    (MacKay and Peto 1995). But for a term of i, which softmax ignores, its log is log p_j + log(1 +
+    n_ij / (prior p_j)). The second, 0 for pairs not seen, is a table. Singular vectors, weighted by
+    frequency, are the embeddings and rows of the head whose products come closest to it (Levy and
+    Goldberg 2014); no block adds to the stream yet.
+    """
+    V, C = model.embedding.weight.shape
+    i, j, n = count_pairs(tokens, V)  # of each pair that is seen
+    p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
+    table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
+    table = torch.sparse_coo_tensor(torch.stack((i, j)), table, (V, V), check_invariants=True)
+    left, sizes, right = torch.svd_lowrank(table, min(V, C - 2), niter=4)  # (V, R), (R,), (V, R)
+    left, right = (part * (sizes / p[:, None]).sqrt() for part in (left, right))
+    # The norm will make all embeddings equally long: one channel fills them up, one is always 1.
+    scale = sqrt(C - 1) / left.norm(dim=1).max()
+    rest = (C - 1 - (scale * left).square().sum(dim=1)).clamp(min=0).sqrt()
+    turn = torch.linalg.qr(torch.randn(C, C)).Q[: len(sizes) + 2]  # so that no channel is special
+    model.embedding.weight.copy_(torch.column_stack((scale * left, rest, torch.ones(V))) @ turn)
+    model.head.weight.copy_(torch.column_stack((right / scale, 0 * rest, (V * p).log())) @ turn)
+
+
 # ---- 9. Optimizer and schedule ----
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The loss in nats of each of `targets` (...) given `logits` (..., V): -log softmax(x)[t]."""
@@ -600,7 +626,7 @@ def make_optimizers(model: LanguageModel, config: Config) -> list[torch.optim.Op
     blocks = {"params": matrices, "scale": config.muon_learning_rate / config.learning_rate}
     rate, decay = config.learning_rate, config.weight_decay
     return [
-        AdamW([others, head], rate, betas=(0.8, 0.95), weight_decay=decay),
+        AdamW([others, head], rate, betas=(0.8, 0.99), weight_decay=decay),
         Muon([blocks], rate, weight_decay=decay),
     ]
 
@@ -749,6 +775,8 @@ def train(config: Config) -> dict:
         load_checkpoint(run)
     elif config.init_from:
         load_weights(model, config.init_from)
+    else:
+        start_from_counts(model, train_tokens)
     with run:
         while True:
             if run.checkpoint_is_due():
@@ -778,7 +806,7 @@ def main(arguments: list[str] | None = None) -> None:
             print_model(config, load_data, LanguageModel, make_optimizers)
         elif config.sample or config.score:
             tokenizer = Tokenizer.load(Path(config.out) / "tokenizer.json")
-            run = Run(VERSION, config, tokenizer, LanguageModel(config))
+            run = Run(VERSION, config, tokenizer, build(LanguageModel, config))
             load_checkpoint(run)
             run.score(evaluate) if config.score else run.answer(generate)
         else:

@@ -3,18 +3,19 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from threading import Lock
+from unicodedata import normalize
 
 import numpy as np
 
 from shared.fast_bpe.pairs import Pair, number_in_run
-from shared.fast_bpe.words import WordNumbers, cuts, find_special, start_of_span
+from shared.fast_bpe.words import MOST_WORDS, WordNumbers, cuts, find_special, start_of_span
 from shared.fast_bpe.workers import crew, enough_for, shared_out
 from shared.terminal import progress
 from shared.text import PIECE, as_texts, utf8
 
-MOST_WORDS = 1 << 19  # whose ids are kept: rare words must not fill the memory
 MANY_WORDS = 1 << 15  # are merged or laid at a time: they fit into the CPU's cache
 LONG_WORD = 128  # bytes; longer ones are merged one by one
 
@@ -27,23 +28,29 @@ class Encoder:
         self,
         merges: Sequence[Pair],
         special_tokens: dict[str, int],
-        first: bytes = bytes(range(256)),
+        split: str = "gpt2",
+        byte_ids: Sequence[int] = range(256),
+        made: Sequence[int] | None = None,
+        whole_words: dict[bytes, int] | None = None,
+        nfc: bool = False,
     ) -> None:
-        """Ids are those of the bytes, in the order of `first`, then of a token per merge, then of
-        `special_tokens`."""
+        """`byte_ids` has the id of each byte, `made` that of the token that each merge makes (None:
+        256, 257, ...). A word in `whole_words` is one token, whatever the merges. If `nfc`, a text
+        is brought into normalization form C before."""
         if "" in special_tokens:
             raise ValueError("an empty special token would be everywhere")
-        self.parts = merges, special_tokens, first
-        self.merger, self.special_tokens = Merger(merges, first), special_tokens
+        self.parts = merges, special_tokens, split, byte_ids, made, whole_words, nfc
+        self.merger = Merger(merges, byte_ids, made, whole_words)
+        self.special_tokens, self.split, self.nfc = special_tokens, split, nfc
         self.special_bytes = [token.encode("utf-8") for token in special_tokens]
-        vocab_size = 256 + len(merges) + len(special_tokens)
-        self.dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32  # as in token files
+        most = max(*byte_ids, *self.merger.made.tolist(), *special_tokens.values())
+        self.dtype = np.uint16 if most < 1 << 16 else np.uint32  # as in token files
         self.lock, self.rested = Lock(), []
         self.forget()
 
     def forget(self) -> None:
         """Know no words. The first rows are the special tokens', followed by one for each word."""
-        self.numbers, self.rows = WordNumbers(), Rows(self.dtype)
+        self.numbers, self.rows = WordNumbers(self.split), Rows(self.dtype)
         ids = np.array(list(self.special_tokens.values()), self.dtype)
         self.rows.append(ids, np.ones_like(ids, np.int64))
 
@@ -52,8 +59,11 @@ class Encoder:
         `special`, special tokens are ordinary text."""
         data, ids = utf8(text), [np.zeros(0, self.dtype)]
         specials = find_special(data, self.special_bytes if special else ())
+        if self.nfc and not data.isascii():
+            data, specials = normalized(data, specials)
         # In pieces: new memory for the whole of a long text would take a fifth of the time.
-        for start, end in cuts(data, PIECE, partial(start_of_span, spans=specials[:, :2])):
+        size = PIECE if self.numbers.in_blocks else len(data)
+        for start, end in cuts(data, size, partial(start_of_span, spans=specials[:, :2])):
             first, last = specials[:, 0].searchsorted((start, end))
             here = specials[first:last] - (start, start, 0)
             with self.lock:
@@ -93,47 +103,91 @@ class Encoder:
             yield from shared_out(self, method, texts, others)
 
 
+def normalized(data: bytes, specials: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """UTF-8 `data` in normalization form C, but for the special tokens in it, and where they are
+    then, (M, 3)."""
+    parts, at, specials = [], 0, specials.copy()
+    for span in specials:
+        start, end, _ = span.tolist()
+        parts.append(normalize("NFC", data[at:start].decode("utf-8")).encode("utf-8"))
+        parts.append(data[start:end])
+        at = end
+    parts.append(normalize("NFC", data[at:].decode("utf-8")).encode("utf-8"))
+    bounds = np.cumsum([len(part) for part in parts])[: 2 * len(specials)]
+    specials[:, :2] = bounds.reshape(-1, 2)
+    return b"".join(parts), specials
+
+
 class Merger:
     """Merges words. Each starts as its bytes; in each round, it merges the one of its pairs that
     was learned first (the leftmost, if it occurs twice), until none is left. All words lie in one
     array, with -1 between them; a token is at its first byte's place (diagram: pairs.py).
     `pairs` packs a pair's rank and place into one integer: the minimum of a word merges next."""
 
-    def __init__(self, merges: Sequence[Pair], first: bytes) -> None:
-        self.ranks, self.ids = PairRanks(merges), np.argsort(list(first))  # the id of each byte
-        groups, start = [], 0
-        for rank, pair in enumerate(merges):  # in a row, and none merges what another one makes
-            start = rank if max(pair) >= 256 + start else start
+    def __init__(
+        self,
+        merges: Sequence[Pair],
+        byte_ids: Sequence[int] = range(256),
+        made: Sequence[int] | None = None,
+        whole_words: dict[bytes, int] | None = None,
+    ) -> None:
+        self.ranks, self.ids = PairRanks(merges), np.array(byte_ids, np.int64)
+        # The rank of each pair of bytes, first byte << 8 | second.
+        self.of_bytes = self.ranks.look_up(self.ids.repeat(256), np.tile(self.ids, 256))
+        self.made = np.array(range(256, 256 + len(merges)) if made is None else made, np.int64)
+        self.whole_words = whole_words or {}
+        groups, start, when, used = [], 0, {}, set()  # when a token was made; what merged
+        self.in_order = True  # no merge makes what an earlier one merges, as in all that v4 learns
+        for rank, (pair, token) in enumerate(zip(merges, self.made.tolist())):
+            # A group: in a row, and none merges what another one makes.
+            start = rank if max(when.get(pair[0], -1), when.get(pair[1], -1)) >= start else start
             groups.append(start)
+            when[token] = rank
+            used.update(pair)
+            self.in_order = self.in_order and token not in used
+        self.known = {} if self.in_order else {tuple(p): rank for rank, p in enumerate(merges)}
         groups = np.unique([*groups, len(merges)], return_inverse=True)[1]
         self.groups = groups.astype(np.min_scalar_type(groups[-1]))  # 16 bits sort fastest
 
     def __call__(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of all `words`, concatenated, and the number of ids in each word, (words,)."""
-        no_rank = self.ranks.none
-        text = np.frombuffer(b"\0".join([b"", *words, b""]), np.uint8)
-        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + 1)
-        starts = np.append(0, ends[:-1])
-        ids, place = self.ids[text], np.arange(len(text))
+        found = [self.whole_words.get(word, -1) for word in words] if self.whole_words else []
+        if found:  # each becomes one byte, whose id is then the word's
+            words = [word if token < 0 else b"\0" for word, token in zip(words, found)]
+        lengths = np.fromiter(map(len, words), np.int64, len(words))
+        order = np.minimum(lengths, LONG_WORD + 1).argsort(kind="stable")
+        text = b"\0".join([b"", *(words[i] for i in order.tolist()), b""])
+        ends = np.cumsum(lengths[order] + 1)
+        starts = np.append(0, ends)[:-1]
+        text, place = np.frombuffer(text, np.uint8), np.arange(len(text))
+        ids, none = self.ids[text], self.ranks.none << 32
+        pairs = self.of_bytes.take(text[:-1].astype(np.int64) << 8 | text[1:]) << 32 | place[:-1]
         ids[0] = ids[ends] = -1
-        long = 1 + np.flatnonzero(np.repeat(ends - starts > LONG_WORD, ends - starts))
-        if len(long):
-            ids[long] = self.merge_long(ids[long])
-        before, after = place - 1, place + 1
-        pairs = np.append(self.ranks.look_up(ids[:-1], ids[1:]), no_rank) << 32 | place
+        pairs[starts] = pairs[ends - 1] = none
+        if found:
+            found = np.array(found)[order]
+            ids[starts[found >= 0] + 1] = found[found >= 0]
+        starts = starts[: (lengths <= LONG_WORD).sum()]
+        short = ends[len(starts) - 1] if len(starts) else 0
+        if short < len(text) - 1:
+            merge = self.merge_long if self.in_order else self.merge_in_turn
+            ids[short + 1 :] = merge(ids[short + 1 :])
+        pairs, before, after = pairs[: short + 1], place - 1, place + 1
         while len(starts):
             best = np.minimum.reduceat(pairs, starts)  # of each word
-            learned = np.flatnonzero(best < no_rank << 32)
+            learned = np.flatnonzero(best < none)
             starts, best = starts[learned], best[learned]
-            token, at = 256 + (best >> 32), best & 0xFFFFFFFF
+            token, at = self.made[best >> 32], best & 0xFFFFFFFF
             second = after[at]
             first, third = before[at], after[second]
-            ids[at], ids[second], pairs[second] = token, -1, no_rank << 32
+            ids[at], ids[second], pairs[second] = token, -1, none
             after[at], before[third] = third, at
             left, right = np.append(first, at), np.append(at, third)
             pairs[left] = self.ranks.look_up(ids[left], ids[right]) << 32 | left
-        is_token = ids >= 0
-        return ids[is_token], np.diff(np.cumsum(is_token)[ends], prepend=0)
+        is_token, back = ids >= 0, order.argsort()
+        rows, lengths = Rows(ids.dtype), np.diff(np.cumsum(is_token)[ends], prepend=0)
+        rows.append(ids[is_token], lengths)
+        return rows.lay(back), lengths[back]
 
     def merge_long(self, ids: np.ndarray) -> np.ndarray:
         """Merge the `ids` (N,) of words, each with a -1 behind it, in place.
@@ -163,9 +217,32 @@ class Merger:
             at, rest = at[~late], at[late]
             second = after[at]
             third = after[second]
-            ids[at], ids[second], ranks[second] = 256 + ranks[at], -1, self.ranks.none
+            ids[at], ids[second], ranks[second] = self.made[ranks[at]], -1, self.ranks.none
             after[at], before[third] = third, at
             at = np.concatenate((before[at], at, rest))
+
+    def merge_in_turn(self, ids: np.ndarray) -> np.ndarray:
+        """The same for merges in any order: one place at a time, from a heap."""
+        ranks = self.ranks.look_up(ids[:-1], ids[1:]).tolist()
+        heap = [(rank, at) for at, rank in enumerate(ranks) if rank < self.ranks.none]
+        heapify(heap)
+        before, after = [*range(-1, len(ids) - 1)], [*range(1, len(ids) + 1)]
+        ranks.append(self.ranks.none)
+        while heap:
+            rank, at = heappop(heap)
+            if ranks[at] != rank:  # another merge took one of the two
+                continue
+            second = after[at]
+            after[at] = third = after[second]
+            before[third % len(ids)] = at
+            ids[at], ids[second] = self.made[rank], -1
+            ranks[second] = ranks[at] = self.ranks.none
+            for left, right in ((before[at], at), (at, third)):
+                if 0 <= left and right < len(ids):
+                    ranks[left] = self.known.get((int(ids[left]), int(ids[right])), self.ranks.none)
+                    if ranks[left] < self.ranks.none:
+                        heappush(heap, (ranks[left], left))
+        return ids
 
 
 class PairRanks:
@@ -232,18 +309,18 @@ class Rows:
 
     def lay(self, numbers: np.ndarray) -> np.ndarray:
         """The ids of the rows with these `numbers` (N,), concatenated. Most rows have one id, so
-        all first ids are laid at once, around the rest of the longer rows."""
-        longer = np.flatnonzero(self.lengths.take(numbers) > 1)
-        rows = numbers[longer]
-        more = self.lengths[rows] - 1
+        all first ids are laid at once, then the rest of the longer rows."""
+        numbers = numbers.astype(np.int64)  # or each `take` would
+        lengths = self.lengths.take(numbers)
+        ends = np.cumsum(lengths)
+        ids, at = np.empty(ends[-1] if len(ends) else 0, self.ids.dtype), ends - lengths
+        ids[at] = self.firsts.take(numbers)
+        longer = np.flatnonzero(lengths > 1)
+        more = lengths[longer] - 1
         before = np.cumsum(more) - more
-        step = np.arange(1, more.sum() + 1) - np.repeat(before, more)  # 1, 2, ...
-        targets = np.repeat(longer + before, more) + step
-        is_first = np.ones(len(numbers) + len(step), bool)
-        is_first[targets] = False
-        ids = np.empty(len(is_first), self.ids.dtype)
-        ids[is_first] = self.firsts.take(numbers)
-        ids[targets] = self.ids.take(np.repeat(self.starts[rows], more) + step)
+        rest = np.arange(1, more.sum() + 1)
+        froms = rest + np.repeat(self.starts[numbers[longer]] - before, more)
+        ids[rest + np.repeat(at[longer] - before, more)] = self.ids.take(froms)
         return ids
 
 

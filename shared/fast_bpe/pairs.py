@@ -51,7 +51,7 @@ class LinkedWords:
         # Where frequent pairs are, or once were, in ascending order.
         self.where: dict[Pair, Sequence[int]] = {}
         self.least = 0  # pairs that occur more often than this are frequent
-        self.small = np.uint16  # a type for all tokens; 16 bits sort fastest
+        self.small = np.uint16  # a type for tokens and a bit; 16 bits sort fastest
 
     def pairs(self, least: int) -> dict[Pair, int]:
         """The counts of all pairs that occur more than `least` times; from now on, `merge` reports
@@ -74,7 +74,7 @@ class LinkedWords:
         This changes the neighbouring pairs. Returns by how much each old pair's count has dropped,
         and the counts of the new pairs that are frequent.
         """
-        if token > 0xFFFF:
+        if token > 0x7FFF:
             self.small = np.uint32
         places = self.where.pop((left, right))
         merge = self.merge_few if len(places) < FEW else self.merge_many
@@ -129,19 +129,22 @@ class LinkedWords:
         first = before.take(place)
         x, y = tokens.take(first), tokens.take(third)
         has_x, has_y = (x >= 0) & (x != token), y >= 0
-        (x,), x_counts, x_frequent = self.groups(first[has_x], x[has_x])
-        (y,), y_counts, y_frequent = self.groups(place[has_y], y[has_y])
+        # Both sides at once, for small arrays take mostly calls; `side` marks tokens that follow.
+        side = 1 << 15 if self.small == np.uint16 else 1 << 30
+        (both,), counts, frequent = self.groups(
+            np.concatenate((first[has_x], place[has_y])),
+            np.concatenate((x[has_x], y[has_y] + np.int32(side))),
+        )
         new = []
-        for (token_x,), count, here in x_frequent:
-            new.append(((token_x, token), count))
-            self.where[token_x, token] = here
-        for (token_y,), count, here in y_frequent:
-            new.append(((token, token_y), count))
-            self.where[token, token_y] = here
+        for (other,), count, here in frequent:
+            pair = (other, token) if other < side else (token, other - side)
+            new.append((pair, count))
+            self.where[pair] = here
+        n_x = both.searchsorted(side)
+        x, y = both[:n_x], both[n_x:] - side
         y[y == token] = left  # two new tokens in a row
         old = chain(zip(x.tolist(), repeat(left)), zip(repeat(right), y.tolist()))
-        rarer = zip(old, chain(x_counts.tolist(), y_counts.tolist()))
-        return rarer, new
+        return zip(old, counts.tolist()), new
 
     def groups(
         self, places: np.ndarray, *tokens: np.ndarray

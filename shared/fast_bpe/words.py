@@ -20,24 +20,26 @@ Rules 1 to 3 depend only on the kinds of a character, the one before and the one
 comparisons of a byte array with itself, shifted by one, find where all the words of a text begin.
 
 Numbers are looked up in hash tables of machine words: a spelling of up to 8 bytes fits into one, up
-to 16 bytes into two; what is left of them is filled with a byte that UTF-8 never has. Comparing
-those compares the whole spelling, so a number is never wrong. Words that the tables do not have
-(long ones, new ones, collisions) are looked up in a dictionary.
+to 16 bytes into two, up to 32 into four; what is left of them is filled with a byte that UTF-8
+never has. Comparing those compares the whole spelling, so a number is never wrong. What finds no
+place there (longer words, collisions) is looked up in a dictionary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import regex
 
+from shared.fast_bpe.splits import bounds_of
 from shared.machine import keep_freed_memory
+from shared.splits import SPLITS
 from shared.text import as_texts, safe_cut, utf8
 
 OTHER, LETTER, NUMBER, END, WHITE, SPACE = range(6)  # visible < END < blank; WHITE: no space
-BLOCK = 1 << 18  # bytes processed at a time: numpy's arrays for them fit into the CPU's cache
-SLOTS = 1 << 19  # places in a table of words
+BLOCK = 1 << 19  # bytes processed at a time: more would take memory, less would take more calls
+SLOTS = 1 << 18  # places in a table of words
+MOST_WORDS = 1 << 19  # that are numbered before all is forgotten: rare words must not fill memory
 KIND = regex.compile(r"(\p{L})|(\p{N})|(\s)")
 OF_GROUP = {1: LETTER, 2: NUMBER, 3: WHITE}
 
@@ -153,13 +155,20 @@ def cuts(data: bytes, size: int, moved: Callable[[int], int]) -> Iterator[tuple[
 
 
 class WordNumbers:
-    """Numbers for words, 0, 1, 2, ... in the order they first occur; `words` has the spellings."""
+    """Numbers for the words of a split, a name or a pattern (shared/splits.py): 0, 1, 2, ...;
+    `words` has the spellings.
 
-    def __init__(self) -> None:
+    A word is in the first of the `tables` that takes words of its length and whose place for it was
+    free when it came; only what found no place is in the dictionary.
+    """
+
+    def __init__(self, split: str = "gpt2") -> None:
+        self.bounds = word_bounds if split == "gpt2" else bounds_of(split)
+        self.in_blocks = split in SPLITS  # where the words of others end, nothing tells
         keep_freed_memory()  # for the arrays of the next block
         self.words: list[bytes] = []
-        self.known: dict[bytes, int] = {}
-        self.short, self.middle = Table(1), Table(2)  # words of up to 8 and of up to 16 bytes
+        self.tables = [Table(1), Table(2), Table(4)]  # words of up to 8, 16, 32 bytes
+        self.others = {b"": -1}
 
     def numbers(self, data: bytes, fixed: np.ndarray = NOTHING) -> np.ndarray:
         """The number of each word of UTF-8 `data`, in order, (N,) int32.
@@ -168,92 +177,113 @@ class WordNumbers:
         ValueError if `data` is not UTF-8: words are filled up with a byte that it never has.
         """
         found = [np.zeros(0, np.int32)]
-        for start, end in cuts(data, BLOCK, partial(start_of_span, spans=fixed)):
+        size = BLOCK if self.in_blocks else len(data)
+        for start, end in cuts(data, size, partial(start_of_span, spans=fixed)):
             first, last = fixed[:, 0].searchsorted((start, end))
             found.append(self.numbers_of_block(data[start:end], fixed[first:last] - start))
         return np.concatenate(found)
 
     def numbers_of_block(self, block: bytes, fixed: np.ndarray) -> np.ndarray:
         """`numbers` for one block."""
-        bounds = word_bounds(block, fixed)
+        bounds = self.bounds(block, fixed)
         starts, lengths = bounds[:-1], np.diff(bounds)
+        lengths[starts.searchsorted(fixed[:, 0])] = 0  # the empty word has number -1
         padded = np.frombuffer(block + bytes(16), np.uint8)
         eights = np.ndarray(len(block) + 9, "<u8", padded, strides=(1,))  # one from every byte on
-        eights = eights.copy()  # or each `take` would
-        first = eights.take(starts) | FILL.take(lengths, mode="clip")
-        numbers, hit = self.short.look_up(first)
-        hit &= lengths <= 8
-        if len(fixed):
-            where = starts.searchsorted(fixed[:, 0])
-            hit[where], numbers[where] = True, -1
-        missed = np.flatnonzero(~hit)
-        if len(missed):
-            starts, lengths, first = (x[missed] for x in (starts, lengths, first))
-            second = eights.take(starts + 8, mode="clip") | FILL.take(lengths - 8, mode="clip")
-            found, hit = self.middle.look_up(first, second)
-            new = np.flatnonzero(~hit | (lengths > 16))
-            found[new] = self.ask(block, starts[new], lengths[new], [first[new], second[new]])
-            short = np.flatnonzero(lengths <= 8)
-            self.short.put(found[short], first[short])
-            numbers[missed] = found
-        return numbers
+        return self.ask(block, eights.copy(), starts, lengths)  # a copy, or each `take` would
 
     def ask(
-        self, block: bytes, starts: np.ndarray, lengths: np.ndarray, keys: list[np.ndarray]
+        self,
+        block: bytes,
+        eights: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        keys: Sequence[np.ndarray] = (),
+        level: int = 0,
     ) -> np.ndarray:
-        """The numbers, (N,), of words that the tables do not have, from the dictionary."""
-        asks_for, short = np.arange(len(starts)), np.flatnonzero(lengths <= 16)
-        keys = [key[short] for key in keys]
-        self.middle.put(short, *keys)
-        asks_for[short], hit = self.middle.look_up(*keys)
-        asks_for[short[~hit]] = short[~hit]  # one of equal words asks for all
-        asks = np.flatnonzero(asks_for == np.arange(len(starts)))
-        spans = zip(starts[asks].tolist(), (starts + lengths)[asks].tolist())
-        known, numbers = self.known, np.zeros(len(starts), np.int32)
-        numbers[asks] = [known.setdefault(block[i:j], len(known)) for i, j in spans]
-        self.words += list(islice(reversed(known), len(known) - len(self.words)))[::-1]
-        numbers = numbers[asks_for]
-        self.middle.put(numbers[short], *keys)
+        """The numbers, (N,) int32, of words that no table before `level` takes."""
+        if level == len(self.tables):
+            spans = zip(starts.tolist(), (starts + lengths).tolist())
+            return np.array([self.ask_dictionary(block[i:j]) for i, j in spans], np.int32)
+        table = self.tables[level]
+        ats = range(8 * len(keys), table.longest, 8)
+        more = (
+            eights.take(starts + i, mode="clip") | FILL.take(lengths - i, mode="clip") for i in ats
+        )
+        keys = [*keys, *more]
+        places = table.places(keys)
+        numbers, hit = table.look_up(places, keys)
+        hit &= lengths <= table.longest
+        missed = np.flatnonzero(~hit)
+        free = table.keys[0].take(places[missed]) == NO_KEY
+        new = missed[free & (lengths[missed] <= table.longest)]
+        if len(new):
+            there = places[new], [key[new] for key in keys]
+            first = new[table.put(*there, len(self.words))]
+            spans = zip(starts[first].tolist(), (starts + lengths)[first].tolist())
+            self.words += [block[i:j] for i, j in spans]
+            numbers[new], hit[new] = table.look_up(*there)
+            missed = np.flatnonzero(~hit)
+        if len(missed):
+            starts, lengths, *keys = (x[missed] for x in (starts, lengths, *keys))
+            numbers[missed] = self.ask(block, eights, starts, lengths, keys, level + 1)
         return numbers
+
+    def ask_dictionary(self, word: bytes) -> int:
+        """The number of a word that no table has."""
+        if word not in self.others:
+            self.others[word] = len(self.words)
+            self.words.append(word)
+        return self.others[word]
 
 
 class Table:
-    """Numbers of keys (uint64, in one or two columns); of keys that collide, only one is kept."""
+    """Numbers of keys (uint64, in some columns). There is one place for each key."""
 
     def __init__(self, columns: int) -> None:
         self.keys = np.full((columns, SLOTS), NO_KEY)
-        self.numbers = np.zeros(SLOTS, np.int32)
+        self.numbers = np.full(SLOTS, -1, np.int32)
+        self.longest = 8 * columns
 
     def places(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Where keys are kept: the highest bits of a product, which depend on all bits of a key."""
-        mixed = keys[0] if len(keys) == 1 else keys[0] ^ keys[1] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = keys[0]
+        for key in keys[1:]:
+            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) ^ key
         mixed = mixed * np.uint64(0xD6E8FEB86659FD93)
         mixed >>= 65 - SLOTS.bit_length()
         return mixed.view(np.int64)
 
-    def look_up(self, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look_up(
+        self, places: np.ndarray, keys: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The number at each key's place, (N,), and whether it is this key's, (N,) bool."""
         # mode="clip" only for speed: no place is out of range.
-        places = self.places(keys)
         hit = self.keys[0].take(places, mode="clip") == keys[0]
         for column, key in zip(self.keys[1:], keys[1:]):
             hit &= column.take(places, mode="clip") == key
         return self.numbers.take(places, mode="clip"), hit
 
-    def put(self, numbers: np.ndarray, *keys: np.ndarray) -> None:
-        """Store the `numbers` of keys, (N,)."""
-        places = self.places(keys)
+    def put(self, places: np.ndarray, keys: Sequence[np.ndarray], number: int) -> np.ndarray:
+        """Store keys at free places, with numbers from `number` on. Of keys that want the same
+        place, one gets it: returns which ones did, (N,)."""
+        everyone = np.arange(len(places))
+        self.numbers[places] = everyone
+        first = np.flatnonzero(self.numbers[places] == everyone)
         for column, key in zip(self.keys, keys):
-            column[places] = key
-        self.numbers[places] = numbers
+            column[places[first]] = key[first]
+        self.numbers[places[first]] = number + np.arange(len(first))
+        return first
 
 
 class WordCounts:
     """How often each word occurs in texts; special tokens do not count as words."""
 
-    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
+    def __init__(self, special_tokens: Iterable[str] = (), split: str = "gpt2") -> None:
         self.special_tokens = [token.encode("utf-8") for token in as_texts(special_tokens)]
-        self.numbers, self.counts = WordNumbers(), np.zeros(0, np.int64)
+        self.split = split
+        self.earlier: dict[bytes, int] = {}  # counts of words of texts long ago
+        self.numbers, self.counts = WordNumbers(split), np.zeros(0, np.int64)
 
     def add(self, texts: Iterable[str | bytes]) -> None:
         """Count the words of `texts`, which are not joined."""
@@ -267,12 +297,23 @@ class WordCounts:
         counts = np.bincount(numbers + 1, minlength=len(self.numbers.words) + 1)[1:]
         counts[: len(self.counts)] += self.counts
         self.counts = counts
+        if len(counts) > MOST_WORDS:
+            self.forget()
 
     def between_special_tokens(self, text: bytes) -> list[bytes]:
         """The parts of UTF-8 `text` around its special tokens."""
         cuts = find_special(text, self.special_tokens)[:, :2].ravel().tolist()
         return [text[i:j] for i, j in zip([0, *cuts[1::2]], [*cuts[::2], len(text)])]
 
+    def forget(self) -> None:
+        """Keep the counts, but not the numbers: they are for few words."""
+        for word, count in zip(self.numbers.words, self.counts.tolist()):
+            self.earlier[word] = self.earlier.get(word, 0) + count
+        self.numbers, self.counts = WordNumbers(self.split), np.zeros(0, np.int64)
+
     def found(self) -> tuple[list[bytes], list[int]]:
         """The distinct words, and how often each occurs."""
-        return self.numbers.words, self.counts.tolist()
+        if not self.earlier:
+            return self.numbers.words, self.counts.tolist()
+        self.forget()
+        return list(self.earlier), list(self.earlier.values())
