@@ -110,6 +110,11 @@ def read_exhibits(version: str, folder: Path, prompts: tuple[str, ...], paragrap
     return {"samples": samples, "tokens": pieces}
 
 
+def paragraph_of(documents: list[str]) -> str:
+    """The first of `documents` that is a paragraph by its length, or the start of the first."""
+    return next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
+
+
 def map_embeddings(version: str, folder: Path) -> list[dict]:
     """The embeddings of the most frequent tokens on their two main axes (PCA)."""
     module, run = open_run(version, folder, device="cpu")
@@ -138,7 +143,7 @@ def compare(options: Options) -> dict:
     programs = {version: program_of(version) for version in pick_versions(options.versions)}
     records = run_all(programs, options, folder, corpus)
     documents = list(read_documents(corpus.val))
-    paragraph = next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
+    paragraph = paragraph_of(documents)
     if options.threads:
         torch.set_num_threads(options.threads)
     exhibits = {}

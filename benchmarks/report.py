@@ -1,16 +1,17 @@
 """The page: the ladder, its diffs and its curves, in one HTML file that opens anywhere.
 
     python benchmarks/report.py                    writes runs/report.html
+    python benchmarks/report.py --run runs/mine    the page of a run of one's own
 
-Made only from committed results and the sources; nothing is trained or downloaded.
+Made from committed results, the sources, and the finished runs in runs/, if there are any; nothing
+is trained or downloaded.
 """
 
-import difflib
 import io
 import re
 import sys
+import warnings
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import jinja2
@@ -18,26 +19,24 @@ import markupsafe
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import climb, compare, pictures, sweep
+from benchmarks import climb, compare, pictures, report_data, sweep
 from benchmarks.common import (
     RESULTS,
     idea,
     load_version,
-    sections,
-    sections_of,
     source,
     what_it_depends_on,
 )
+from benchmarks.report_steps import climbed_steps, step, worths
 from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_text
+from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
+SCRIPT = Path(__file__).with_name("report.js")
 INK = "#010203"  # placeholder for the colour of the page's text
 
 
@@ -48,6 +47,7 @@ class Options:
     results: str = "seconds-120"  # the comparison to show, a folder of benchmarks/results
     sweep: str = "sweep-v4"  # the sweep to show, if it is there
     climb: str = "climb"  # the climb from v3 to v4 to show, if it is there
+    run: str = ""  # folder of a finished run: make the page of that one instead
     out: str = str(ROOT / "runs" / "report.html")  # the page
 
 
@@ -57,7 +57,9 @@ class Options:
 def svg(figure: Figure, label: str) -> markupsafe.Markup:
     """`figure` as SVG to embed in the page, with text and axes in the colour of the page's text."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():  # glyphs that matplotlib lacks: the browser draws the text
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
     text = buffer.getvalue().replace(INK, "currentColor")
     text = text[text.index("<svg") :]
@@ -147,79 +149,18 @@ def visible(token: str) -> str:
     return "".join(marks.get(c, c) for c in token)
 
 
-# ---- diffs ----
-
-
-def code_lines(text: str) -> list[markupsafe.Markup]:
-    """Each line of Python as HTML, highlighted as part of the whole `text`."""
-    html = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
-    return [markupsafe.Markup(line) for line in html.split("\n")]
-
-
-def side_by_side(old: str, new: str) -> list[dict]:
-    """Rows of a diff: {"kind": "same" | "change", "old": html, "new": html} or, for a run of
-    unchanged lines, {"kind": "fold", "rows": [...]}."""
-    before, after = old.splitlines(), new.splitlines()
-    old_html, new_html = code_lines(old), code_lines(new)
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    rows, blocks = [], matcher.get_opcodes()
-    for number, (kind, a, b, c, d) in enumerate(blocks):
-        if kind != "equal":
-            pairs = zip_longest(old_html[a:b], new_html[c:d])
-            rows += [{"kind": "change", "old": left, "new": right} for left, right in pairs]
-            continue
-        same = [{"kind": "same", "old": x, "new": y} for x, y in zip(old_html[a:b], new_html[c:d])]
-        head = CONTEXT_LINES if number else 0
-        tail = CONTEXT_LINES if number < len(blocks) - 1 else 0
-        if len(same) <= head + tail + 1:
-            rows += same
-        else:
-            middle = same[head : len(same) - tail]
-            rows += [*same[:head], {"kind": "fold", "rows": middle}, *same[len(same) - tail :]]
-    return rows
-
-
-def step(before: str, after: str) -> dict:
-    """What changes from one version to the next: a diff for each section that differs."""
-    changes = changed_sections(sections(before), sections(after))
-    return {"before": before, "after": after, "idea": idea(after)} | changes
-
-
-def changed_sections(old: dict[str, str], new: dict[str, str]) -> dict[str, list]:
-    """The sections that differ, each with its diff, and the names of those that are the same."""
-    changed = []
-    for name in new:
-        if old[name] != new[name]:
-            rows = side_by_side(old[name].rstrip(), new[name].rstrip())
-            flat = [row for row in rows if row["kind"] == "change"]
-            changed.append(
-                {
-                    "name": name,
-                    "rows": rows,
-                    "removed": sum(row["old"] is not None for row in flat),
-                    "added": sum(row["new"] is not None for row in flat),
-                }
-            )
-    return {"changed": changed, "same": [name for name in new if old[name] == new[name]]}
-
-
-def climbed_steps(results: dict | None) -> list[dict]:
-    """The single ideas from v3 to v4: the diff of each, and what it bought, if it was measured."""
-    programs = [sections_of(climb.compose(number)) for number in range(len(climb.STEPS))]
-    rows = climb.summarize(results) if results else [{}] * len(programs)
-    return [
-        {"number": number, "idea": of.idea, "bought": row and climb.bought(row)}
-        | changed_sections(programs[number - 1], programs[number])
-        for number, (of, row) in enumerate(zip(climb.STEPS, rows))
-        if number
-    ]
-
-
 # ---- the page ----
 
 
-def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
-    """The whole page, as HTML."""
+def page(
+    results: dict,
+    swept: dict | None,
+    climbed: dict | None,
+    ablated: dict[str, dict],
+    runs: dict[str, Run],
+) -> str:
+    """The whole page, as HTML; `ablated` and `runs` are of versions, by name."""
+    worth = {version: worths(of) for version, of in ablated.items()}
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
     with pyplot.rc_context(ink()):
@@ -243,15 +184,18 @@ def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
         if climbed:
             picture = pictures.draw_climb(climb.summarize(climbed))
             drawn["climb"] = svg(picture, "bits per byte of each step from v3 to v4")
-    steps = [step(before, after) for before, after in zip(names, names[1:])]
+    steps = [step(before, after, worth.get(after)) for before, after in zip(names, names[1:])]
     for each in steps:  # a diff of nearly all, as that to v4 is, tells nothing
         is_climb = (each["before"], each["after"]) == (climb.V3, climb.V4)
-        each["climb"] = climbed_steps(climbed) if is_climb else []
+        each["climb"] = climbed_steps(climbed, worth.get(climb.V4)) if is_climb else []
     whats = list(dict.fromkeys(point["what"] for point in points))
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["visible"] = visible
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    coloured, mergings = report_data.coloured(runs), report_data.mergings(runs)
+    learning = report_data.learning(runs)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -260,6 +204,7 @@ def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
         steps=steps,
         climb_depends=climb.caption(climbed).replace("`", "") if climbed else "",
         exhibits=results["exhibits"],
+        alike=alike(results["exhibits"]),
         prompts=list(next(iter(results["exhibits"].values()))["samples"]),
         depends=what_it_depends_on(results, results["runs"]).replace("`", ""),
         findings=[
@@ -267,9 +212,26 @@ def page(results: dict, swept: dict | None, climbed: dict | None) -> str:
         ],
         sweep_bytes=swept["bytes"] if swept else 0,
         drawn=drawn,
+        coloured=coloured,
+        most_bits_a_byte=report_data.MOST_BITS,
+        data={"coloured": coloured, "mergings": mergings, "learning": learning},
+        learning=learning,
+        mergings=mergings,
+        script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
         light=HtmlFormatter(style="default").get_style_defs(".code"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
     )
+
+
+def alike(exhibits: dict[str, dict]) -> tuple[str, str]:
+    """The first version that goes on in the same way after prompts that end in the same character,
+    and that character; nothing if there is none."""
+    for version, exhibit in exhibits.items():
+        written = exhibit["samples"]
+        ends = {prompt[-1:] for prompt in written}
+        if len(written) > 1 == len(ends) == len({text[len(p) :] for p, text in written.items()}):
+            return version, ends.pop()
+    return "", ""
 
 
 def bold(text: str) -> markupsafe.Markup:
@@ -277,17 +239,33 @@ def bold(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", str(markupsafe.escape(text))))
 
 
+def own_page(folder: Path) -> str:
+    """The page of the finished run in `folder`."""
+    results = report_data.results_of(folder)
+    runs = report_data.open_runs({results["runs"][0]["version"]: [folder]})
+    return page(results, None, None, {}, runs)
+
+
+def ladder_page(options: Options) -> str:
+    """The page of all versions."""
+    results = read_json(RESULTS / options.results / "results.json")
+    paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
+    swept, climbed = (read_json(path) if path.exists() else None for path in paths)
+    if "exhibits" not in results or (swept and "points" not in swept):
+        raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
+    if climbed and not any("budget" in run for run in climbed.get("runs", ())):
+        raise UserError("--climb is from climb.py: see --help")
+    paths = {v: RESULTS / f"ablate-{v[:2]}" / "results.json" for v in (climb.V3, climb.V4)}
+    ablated = {version: read_json(path) for version, path in paths.items() if path.exists()}
+    runs = report_data.open_runs(report_data.places(options.results))
+    return page(results, swept, climbed, ablated, runs)
+
+
 def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
-        results = read_json(RESULTS / options.results / "results.json")
-        paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
-        swept, climbed = (read_json(path) if path.exists() else None for path in paths)
-        if "exhibits" not in results or (swept and "points" not in swept):
-            raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
-        if climbed and not any("budget" in run for run in climbed.get("runs", ())):
-            raise UserError("--climb is from climb.py: see --help")
-        write_text(Path(options.out), page(results, swept, climbed))
+        shown = own_page(Path(options.run)) if options.run else ladder_page(options)
+        write_text(Path(options.out), shown)
         print(f"wrote {options.out}")
 
 

@@ -25,6 +25,8 @@ from benchmarks import (
     faults,
     pictures,
     report,
+    report_data,
+    report_steps,
     scale,
     soak,
     sweep,
@@ -446,25 +448,32 @@ lines = st.lists(st.sampled_from(["a = 1", "", "    b < 2", '"""', "# c & d", "x
 
 @given(lines, lines)
 def test_a_diff_holds_both_texts(old, new):
-    rows = unfold(report.side_by_side("\n".join(old), "\n".join(new)))
-    before = [plain(row["old"]) for row in rows if row["old"] is not None]
-    after = [plain(row["new"]) for row in rows if row["new"] is not None]
+    rows = unfold(report_steps.side_by_side("\n".join(old), "\n".join(new), (5, 7)))
+    for side, first in (("old", 5), ("new", 7)):
+        shown = [line for row in rows for line in row[side]]
+        assert [number for number, _ in shown] == list(range(first, first + len(shown)))
+    before = [plain(line) for row in rows for _, line in row["old"]]
+    after = [plain(line) for row in rows for _, line in row["new"]]
     assert "\n".join(before).rstrip("\n") == "\n".join(old).rstrip("\n")
     assert "\n".join(after).rstrip("\n") == "\n".join(new).rstrip("\n")
     for row in rows:
-        assert (row["kind"] == "same") == (plain(row["old"]) == plain(row["new"]))
+        pair = ([plain(line) for _, line in row[side]] for side in ("old", "new"))
+        assert (row["kind"] == "same") == (next(pair) == next(pair))
 
 
 def test_steps_show_the_sections_that_differ():
     for before, after in zip(VERSIONS, VERSIONS[1:]):
-        step = report.step(before, after)
+        step = report_steps.step(before, after)
         names = {section["name"] for section in step["changed"]}
         old, new = common.sections(before), common.sections(after)
         assert names == {name for name in new if old[name] != new[name]}
         for section in step["changed"]:
             rows = unfold(section["rows"])
-            shown = "\n".join(plain(row["new"]) for row in rows if row["new"] is not None)
-            assert shown.rstrip() == new[section["name"]].rstrip()
+            shown = [line for row in rows for line in row["new"]]
+            text = "\n".join(plain(line) for _, line in shown)
+            assert text.rstrip() == new[section["name"]].rstrip()
+            lines = common.source(after).splitlines()  # numbered as in the file
+            assert all(lines[number - 1] == plain(line).rstrip() for number, line in shown)
 
 
 def test_positions_alone():
@@ -486,6 +495,7 @@ def test_positions_alone():
 
 def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report_data, "places", lambda results: {})  # no runs of one's own
     write_json(tmp_path / "toy" / "results.json", toy.results())
     write_json(tmp_path / "toy-sweep" / "results.json", toy.sweep())
     out = tmp_path / "page.html"
@@ -500,6 +510,7 @@ def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch
 
 def test_the_page_goes_to_v4_in_single_ideas(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report_data, "places", lambda results: {})  # no runs of one's own
     write_json(tmp_path / "toy" / "results.json", toy.to_v4())
     write_json(tmp_path / "climb" / "results.json", toy.climb())
     report.main(f"--results toy --sweep none --out {tmp_path / 'page.html'}".split())
@@ -513,7 +524,39 @@ def test_the_page_goes_to_v4_in_single_ideas(tmp_path, monkeypatch):
     assert shown == asked
     assert "Bits per byte: at equal time -0.300 ± 0.283, at equal text +0.250." in html
     assert html.count("<svg") == 1
-    assert not any(each["bought"] for each in report.climbed_steps(None))  # not measured yet
+    assert not any(each["bought"] for each in report_steps.climbed_steps(None))  # not measured yet
+
+
+def test_every_step_has_its_lesson_and_every_ablation_its_section():
+    assert set(report_steps.LESSONS) == set(VERSIONS[1:])
+    for before, after in zip(VERSIONS, VERSIONS[1:-1]):
+        lesson, key = report_steps.LESSONS[after]
+        assert lesson.count(". ") == 2 and lesson.endswith(".")  # three sentences
+        first, *others = report_steps.step(before, after)["changed"]
+        assert first["name"].startswith(f"{key}. Model: ") and first["is_open"]
+        assert others and not any(section["is_open"] for section in others)
+    for each in report_steps.climbed_steps(None):
+        section = climb.STEPS[each["number"]].sections[0]
+        assert each["changed"][0]["name"].startswith(f"{section}. ")
+    # An ablation is told beside a section that its version changes.
+    assert set(report_steps.ABLATED) == set(ablations.ABLATIONS)
+    for name, ablation in ablations.ABLATIONS.items():
+        before = VERSIONS[VERSIONS.index(ablation.version) - 1]
+        old, new = common.sections(before), common.sections(ablation.version)
+        section = next(s for s in new if s.startswith(f"{report_steps.ABLATED[name]}. "))
+        assert old[section] != new[section]
+    told = report_steps.worths(toy.ablations())
+    assert told["5"] == ["RoPE → no positions: +0.300 ± 0.283"]
+    assert told["9"] == ["clipping of gradients → nothing: diverged, 1 of 2"]
+
+
+def test_prompts_that_end_alike_are_told():
+    twice = {"samples": {"as the": "as the cat", "one": "one cat"}}
+    other = {"samples": {"as the": "as the cat", "one": "one dog"}}
+    assert report.alike({"v9": other, "v0": twice}) == ("v0", "e")
+    assert report.alike({"v9": other}) == report.alike({}) == ("", "")
+    assert report.alike({"v0": {"samples": {"as": "as it", "is he": "is he it"}}}) == ("", "")
+    assert report.alike({"v0": {"samples": {"as": "as it"}}}) == ("", "")
 
 
 @pytest.mark.parametrize("name", VERSIONS[1:])

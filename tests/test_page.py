@@ -1,40 +1,59 @@
 """The page in a real browser; left out where none is installed (`pip install playwright`, and
 Chromium or Chrome on the path)."""
 
+import json
+import re
 import shutil
 
+import conftest
 import pytest
 import toy
+from conftest import VERSIONS
 
-from benchmarks import climb
-from shared.files import write_json
+from benchmarks import climb, report, report_data
+from shared.files import read_json, write_json
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> str:
-    from benchmarks import report
-
+def address(tmp_path_factory, finished_runs) -> str:
     folder = tmp_path_factory.mktemp("page")
     write_json(folder / "toy" / "results.json", toy.to_v4())
     write_json(folder / "toy-sweep" / "results.json", toy.sweep())
     write_json(folder / "climb" / "results.json", toy.climb())
-    kept, report.RESULTS = report.RESULTS, folder
-    report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
-    report.RESULTS = kept
+    write_json(folder / "ablate-v4" / "results.json", toy.ablations())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "RESULTS", folder)
+        ours = {name: [finished_runs / name] for name in VERSIONS}
+        patch.setattr(report_data, "places", lambda results: ours)
+        report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
     return (folder / "page.html").as_uri()
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+MARKS = """() => {
+    const lines = (side) => [...document.querySelectorAll(`.change > .${side} > [data-line]`)];
+    const mark = (line) => getComputedStyle(line, "::after").content;
+    const same = [...document.querySelectorAll(".same [data-line]")].map(mark);
+    const number = (line) => getComputedStyle(line, "::before").content;
+    if (lines("new").some((line) => number(line) !== `"${line.dataset.line}"`)) throw "no numbers";
+    const colours = ["old", "new"].map(
+        (side) => getComputedStyle(document.querySelector(`.change > .${side}`)).backgroundColor);
+    return {old: lines("old").map(mark), new: lines("new").map(mark), colours,
+            same: same.filter((mark) => mark !== "none").length};
+}"""
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
@@ -59,16 +78,30 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     }))"""
     sizes = page.evaluate(decoded)
     assert sizes and min(sizes) > 1
-    # Folds open, those inside of them too.
-    first = page.locator("details.section").first
-    assert not first.locator(".row").first.is_visible()
-    first.locator("summary").first.click()
+    # The section that carries the idea is open, the others open on a click, as do folds within.
+    first, second = (page.locator("details.section").nth(i) for i in range(2))
+    assert first.locator("summary").first.inner_text().startswith("5. Model: position")
     assert first.locator(".row").first.is_visible()
+    assert not second.locator(".row").first.is_visible()
+    second.locator("summary").first.click()
+    assert second.locator(".row").first.is_visible()
     inner = page.locator("details.section details").first
     page.evaluate("for (const d of document.querySelectorAll('details.section')) d.open = true")
     assert not inner.locator(".row").first.is_visible()
     inner.locator("summary").click()
     assert inner.locator(".row").first.is_visible()
+    # What is added and removed is told by marks, not by colours alone, and lines have numbers.
+    marks = page.evaluate(MARKS)
+    assert set(marks["old"]) == {'"−"'} and set(marks["new"]) == {'"+"'} and not marks["same"]
+    assert len(set(marks["colours"])) == 2
+    # Beside sections stands what they are worth. Two columns where there is room, else one.
+    worth = page.locator("h4 ~ details .worth").all_inner_texts()
+    assert any("RoPE → no positions: +0.300 ± 0.283" in each for each in worth)
+    pair = (
+        first.locator(".row.change").filter(has=page.locator(".old")).first.locator("> div").all()
+    )
+    left, right = (each.bounding_box() for each in pair)
+    assert (left["y"] == right["y"]) == (width == 1280) == (left["x"] < right["x"])
     # The way to v4 is told in single ideas.
     assert page.locator("h4").count() == len(climb.STEPS) - 1
     # Nothing stands out at the side, and dark is dark.
@@ -76,3 +109,202 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     assert (page.evaluate(brightness) < 100) == (colours == "dark")
     page.close()
+
+
+def test_a_token_tells_what_was_expected(browser, address):
+    """By pointer, by a tap on a small screen, and by keys."""
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto(address)
+    data = page.evaluate("data.coloured")
+    assert list(data) == VERSIONS
+    paragraphs = page.locator(".coloured")
+    assert paragraphs.count() == 5
+    for name, of in data.items():
+        headline = page.locator(".headline").inner_text()
+        assert f"{name.split('_')[0]} {of['bits_per_byte']:.2f}" in headline
+    expected = page.locator("#expected")
+
+    def shown() -> tuple[list[str], list[float]]:
+        cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        rows = expected.locator("tr").evaluate_all(cells)
+        return [row[0] for row in rows], [float(row[1].strip("%")) for row in rows]
+
+    def should_be(name: str, number: int) -> tuple[list[str], list[float]]:
+        top = data[name]["tops"][data[name]["tokens"][number][4]]
+        names = [data[name]["vocab"][i] for i in top[::2]]
+        return [report.visible(name) for name in names], [p / 100 for p in top[1::2]]
+
+    def check(name: str, number: int) -> None:
+        tokens, percents = shown()
+        assert (tokens, percents) == (should_be(name, number)[0], pytest.approx(percents))
+        assert percents == pytest.approx(should_be(name, number)[1], abs=0.51)
+        assert len(tokens) == 10 and name in expected.inner_text()
+        assert report.visible(data[name]["tokens"][number][0]) in expected.inner_text()
+
+    paragraphs.nth(4).locator("span").nth(5).hover()
+    check(VERSIONS[4], 5)
+    paragraphs.nth(4).focus()
+    page.keyboard.press("ArrowRight")
+    check(VERSIONS[4], 6)
+    page.close()
+
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(address)
+    expected = page.locator("#expected")
+    token = page.locator(".coloured").nth(2).locator("span").nth(9)
+    token.scroll_into_view_if_needed()
+    token.tap()
+    check(VERSIONS[2], 9)
+    box = expected.bounding_box()
+    assert 0 <= box["y"] and box["y"] + box["height"] <= 844 + 1  # it is seen where one reads
+    # The costlier a token, the stronger its colour.
+    strength = page.evaluate(
+        """[...document.querySelectorAll(".coloured")].map(p => [...p.children].map(
+            s => parseFloat(s.style.getPropertyValue("--b"))))"""
+    )
+    for shades, of in zip(strength, data.values()):
+        costs = [token[2] for token in of["tokens"]]
+        assert shades == pytest.approx([min(100, 100 * cost / 8) for cost in costs], abs=0.51)
+    page.close()
+
+
+NASTY = [
+    *(
+        "",
+        " ",
+        "  a",
+        "a  b \t\r\n\n c",
+        "don't we'll CAN'T 'S ''s",
+        "x\u0085y\u001cz\ufeffw\u200b",
+    ),
+    *("ÀÉ naïve Straße e\u0301 ﬁ", "日本語 テスト", "😀👩\u200d👩\u200d👧 ok", "١٢٣ 1,234.5 ²½Ⅷ"),
+    *(
+        "<|endoftext|> and <b>&amp;",
+        "\x00\x7f\u2028\u3000\u00a0 end  ",
+        "a" * 50 + " " * 9 + "!" * 40,
+    ),
+    *("the thethe  the cat sees\n\n    return self.encode(text)  # why", "\U000e0001\ufffd\uffff"),
+]
+
+
+def merging_tokenizers() -> list:
+    """v2's, v3's with scaffolds, v4's, and v4's with the bytes in another order."""
+    text = ("the other brother bathes in the lather. " * 9 + "gather 日本語 12 12 don't\n") * 3
+    text += "".join(NASTY)
+    of = {name: conftest.load_version(name).Tokenizer for name in VERSIONS[2:5]}
+    v2, v3, v4 = (kind.train([text], 400) for kind in of.values())
+    shuffled = type(v4)(v4.merges, first=bytes((byte * 7 + 3) % 256 for byte in range(256)))
+    assert v3.scaffolds
+    return [v2, v3, v4, shuffled]
+
+
+def test_the_pages_encoder_gives_the_ids_of_python(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    run = "([of, texts, step]) => texts.map(text => merger(of).encode(text, step ?? undefined))"
+    for tokenizer in merging_tokenizers():
+        of = report_data.merging(tokenizer)
+        plain = {"special": False} if hasattr(tokenizer, "special") else {}
+        for text, made in zip(NASTY, page.evaluate(run, [of, NASTY, None])):
+            assert made["ids"] == tokenizer.encode(text, **plain), text
+        # A lone surrogate cannot be passed to the browser, only written there.
+        lone = page.evaluate(f"merger({json.dumps(of)}).encode('a\\ud800b \\udc00').ids")
+        assert lone == tokenizer.encode("a\ud800b \udc00", **plain)
+        # Halfway, it is the tokenizer of the merges so far; no scaffold is taken apart yet.
+        first = {"first": tokenizer.first} if hasattr(tokenizer, "first") else {}
+        first |= {"scaffolds": ()} if hasattr(tokenizer, "scaffolds") else {}
+        for step in (0, 1, len(tokenizer.merges) // 2, len(tokenizer.merges)):
+            so_far = type(tokenizer)(tokenizer.merges[:step], **first)
+            for text, made in zip(NASTY, page.evaluate(run, [of, NASTY, step])):
+                assert made["numbers"] == so_far.encode(text, **plain), (step, text)
+    page.close()
+
+
+BACK = """() => {
+    const back = document.getElementById("merging-back"), seen = [];
+    const count = (what) => document.querySelectorAll(`#merging-tokens ${what}`).length;
+    for (;;) {
+        seen.push([count("span"), count(".scaffold")]);
+        if (back.disabled) return seen;
+        back.click();
+    }
+}"""
+
+
+def test_the_slider_goes_through_the_merges(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    tokens = page.locator("#merging-tokens span")
+    ids = page.locator("#merging-ids")
+    for name in VERSIONS[2:5]:
+        folder = page.evaluate(f"data.mergings.{name}")
+        assert set(folder) == {"pattern", "first", "merges", "scaffolds"}
+        page.select_option("#merging-of", name)
+        page.fill("#merging-text", "the cat\nsees houses")
+        path = finished_runs / name / "tokenizer.json"
+        expected = conftest.load_version(name).Tokenizer.load(path).encode("the cat\nsees houses")
+        assert ids.inner_text() == " ".join(map(str, expected))
+        assert tokens.count() == len(expected) < 19
+        counts, scaffolds = zip(*page.evaluate(BACK))
+        assert any(scaffolds) == (name == "v3_alibi")
+        if any(scaffolds):  # they vanish in the last step
+            assert scaffolds[0] == 0 < scaffolds[1] and counts[0] > counts[1]
+            counts = counts[1:]
+        assert list(counts) == sorted(counts)
+        assert tokens.count() == 19  # its bytes
+        page.click("#merging-on")
+        assert 17 <= tokens.count() <= 18 and " + " in page.locator("#merging-says").inner_text()
+    page.close()
+
+
+def test_the_slider_shows_what_was_written_at_each_step(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    written = (finished_runs / "v4_modern" / "samples.txt").read_text(encoding="utf-8")
+    parts = re.split(r"(?m)^---- step (\d+) ----\n", written)[1:]
+    rows = (finished_runs / "v4_modern" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = [row for row in map(json.loads, rows) if "bits_per_byte" in row]
+    bits = {row["step"]: row["bits_per_byte"] for row in scored}
+    slider = page.locator("#learning-step")
+    assert len(parts) // 2 == 3 == int(slider.get_attribute("max")) + 1  # steps 0, 3 and 6
+    for step, text in reversed(list(zip(parts[::2], parts[1::2]))):
+        says = page.locator("#learning-says").inner_text()
+        assert says == f"Step {step}, {bits[int(step)]:.2f} bits per byte"
+        shown = page.locator("#learning-text").evaluate("e => e.textContent")
+        assert shown.strip() == text.strip()
+        slider.press("ArrowLeft")
+    page.close()
+
+
+@pytest.mark.parametrize("name", [VERSIONS[0], VERSIONS[4]])
+def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
+    out = tmp_path / "page.html"
+    report.main(["--run", str(finished_runs / name), "--out", str(out)])
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(out.as_uri())
+    assert errors == [] and page.evaluate("document.documentElement.scrollWidth") <= 390
+    summary = read_json(finished_runs / name / "summary.json")
+    assert f"{summary['bits_per_byte']:.3f}" in page.locator("#ladder-table").inner_text()
+    headings = page.locator("h1, h2").all_inner_texts()
+    assert headings[0].startswith(name) and "What changes from one to the next" not in headings
+    assert page.locator(".coloured").count() == 1 == page.locator("#learning-text").count()
+    assert page.locator("#merging").count() == (name == VERSIONS[4])
+    targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
+    assert all(page.locator(f"h2#{target}").count() == 1 for target in targets)
+    page.close()
+
+
+def test_a_run_that_cannot_be_shown_is_refused_in_a_line(finished_runs, tmp_path, capsys):
+    shutil.copytree(finished_runs / VERSIONS[2], tmp_path / "other")
+    config = read_json(tmp_path / "other" / "config.json")
+    config["data"] = str(tmp_path / "other" / "samples.txt")
+    (tmp_path / "other" / "samples.txt").write_text("Other text. " * 500, encoding="utf-8")
+    write_json(tmp_path / "other" / "config.json", config)
+    for folder, why in (("nowhere", "no finished run is there"), ("other", "has changed since")):
+        with pytest.raises(SystemExit) as stopped:
+            report.main(["--run", str(tmp_path / folder), "--out", str(tmp_path / "page.html")])
+        said = capsys.readouterr().err.strip()
+        assert stopped.value.code == 2 and why in said and "\n" not in said
+    assert not (tmp_path / "page.html").exists()
