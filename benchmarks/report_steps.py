@@ -52,7 +52,7 @@ ABLATED = {
     **dict.fromkeys(("alibi", "rope", "learned_positions"), 5),
     **dict.fromkeys(("muon", "schedule", "clipping"), 9),
     **dict.fromkeys(("gelu", "relu2"), 7),
-    **{"zeros": 8, "qk_norm": 6, "layer_norm": 4},
+    **{"zeros": 8, "counts": 8, "qk_norm": 6, "layer_norm": 4},
 }
 
 
@@ -146,7 +146,7 @@ def climbed_steps(results: dict | None, worth: dict[str, list[str]] | None = Non
     rows = climb.summarize(results) if results else [{}] * len(programs)
     return [
         {"number": number, "idea": of.idea, "bought": row and climb.bought(row)}
-        | changed_sections(programs[number - 1], programs[number], of.sections[:1], worth or {})
+        | changed_sections(programs[number - 1], programs[number], [of.key], worth or {})
         for number, (of, row) in enumerate(zip(climb.STEPS, rows))
         if number
     ]
