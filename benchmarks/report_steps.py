@@ -52,7 +52,7 @@ ABLATED = {
     **dict.fromkeys(("alibi", "rope", "learned_positions"), 5),
     **dict.fromkeys(("muon", "schedule", "clipping"), 9),
     **dict.fromkeys(("gelu", "relu2"), 7),
-    **{"zeros": 8, "qk_norm": 6, "layer_norm": 4},
+    **{"zeros": 8, "counts": 8, "qk_norm": 6, "layer_norm": 4},
 }
 
 
