@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from test_errors import complaint
 
@@ -23,6 +24,8 @@ def folder(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     Tokenizer.train([TEXT], 270).save("learned.json")
     Tokenizer.train([TEXT], 270, special_tokens=["<|end|>"]).save("other.json")
+    many = [f"<|{i}|>" for i in range(1 << 16)]
+    Tokenizer([], ["<|endoftext|>", *many]).save("large.json")
     return tmp_path
 
 
@@ -42,6 +45,7 @@ def folder(tmp_path, monkeypatch):
         ("nothing.txt new.bin", "no text"),
         ("text.txt new.bin --tokenizer learned.json --vocab-size 300", "--vocab-size"),
         ("text.txt new.bin --tokenizer other.json", "has no <|endoftext|>"),
+        ("text.txt new.bin --tokenizer large.json --format nanogpt", "ids below 65,536"),
     ],
 )
 def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, capsys):
@@ -72,3 +76,35 @@ def test_the_tokens_are_of_the_text_and_of_the_tokenizer(options, folder):
     assert tokenizer.vocab_size == (270 if "learned" in options else 275)
     tokens = open_token_file(folder / "new.bin", json_sha256(tokenizer.to_json()))
     assert tokenizer.decode(tokens) == "<|endoftext|>" + TEXT
+
+
+def bare(path):
+    """As nanoGPT's train.py reads its train.bin."""
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+def with_header(path):
+    """As llm.c's train_gpt2.py and train_llama3.py read a shard."""
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(256 * 4), dtype=np.int32)
+        types = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}
+        tokens = np.frombuffer(file.read(), dtype=types[header[0], header[1]])
+    assert len(tokens) == header[2] and not header[3:].any()
+    return tokens
+
+
+@pytest.mark.parametrize("name", ["learned.json", "large.json"])
+@pytest.mark.parametrize("form, read", [("npy", np.load), ("nanogpt", bare), ("llmc", with_header)])
+def test_other_trainers_read_what_is_written_for_them(form, read, name, folder, monkeypatch):
+    if (form, name) == ("nanogpt", "large.json"):
+        return  # refused
+    monkeypatch.setattr(encode, "SLICE", 7)
+    command = ["text.txt", "new.bin", "--tokenizer", name]
+    encode.main(command)
+    tokenizer = Tokenizer.load(folder / name)
+    ids = open_token_file(folder / "new.bin", json_sha256(tokenizer.to_json()))
+    encode.main([*command[:1], "new.other", *command[2:], "--format", form])
+    tokens = read(folder / "new.other")
+    assert tokens.dtype == ids.dtype and np.array_equal(tokens, ids)
+    left = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert left == {"folder"}

@@ -3,9 +3,11 @@ of any format that shared/reading.py names, a folder, or a pattern in quotes.
 
     python v4_modern/encode.py my_text.txt my_text.bin
     python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
+    python v4_modern/encode.py my_text.txt my_text.npy --format npy
 
-The token file format is described in shared/tokens.py. Without --tokenizer, a tokenizer is trained
-on the text and saved next to the tokens, as my_text.bin.json.
+The token file format is described in shared/tokens.py; --format has those of other trainers.
+Without --tokenizer, a tokenizer is trained on the text and saved next to the tokens, as
+my_text.bin.json.
 """
 
 import os
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -24,14 +27,17 @@ from shared.command_line import (
     load_tokenizer,
     parse_options,
 )
-from shared.files import UserError, need_writable
+from shared.files import UserError, atomic_write, json_sha256, need_writable
 from shared.reading import joined, named, read_texts, text_files
 from shared.terminal import print_text
 from shared.text import whole_words
-from shared.tokens import encode_texts
+from shared.tokens import encode_texts, open_token_file
 from v4_modern.train import Tokenizer
 
+import numpy as np
 import tyro
+
+SLICE = 1 << 20  # tokens written at a time
 
 
 @dataclass
@@ -44,6 +50,7 @@ class Options:
     text_field: str = "text"  # where documents are in .jsonl and .parquet files
     vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
     split: Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen"] = "gpt2"  # whose words it merges
+    format: Literal["ours", "npy", "nanogpt", "llmc"] = "ours"  # of the token file
     workers: int = 0  # processes to use; 0: one per core
 
     def __post_init__(self) -> None:
@@ -105,10 +112,39 @@ def main(arguments: list[str] | None = None) -> None:
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
-        count = encode_texts(tokenizer, texts, out)
+        if options.format == "ours":
+            count = encode_texts(tokenizer, texts, out)
+        else:
+            with TemporaryDirectory(dir=out.resolve().parent) as folder:
+                ids = Path(folder) / "ids"
+                count = encode_texts(tokenizer, texts, ids)
+                write_as(
+                    options.format, out, open_token_file(ids, json_sha256(tokenizer.to_json()))
+                )
         if not options.tokenizer:  # last: until now, an earlier run's two files still match
             tokenizer.save(options.learned)
         tell(f"wrote {count:,} tokens to {out}", texts.size, started)
+
+
+def write_as(form: str, path: Path, ids: np.ndarray) -> None:
+    """Write `ids`, (N,) uint16 or uint32, as other trainers read them: `npy` is numpy's own format,
+    nanoGPT's files are bare uint16, and llm.c's begin with 256 int32 (its data_common.py): a number
+    for the type of the ids, its version, and N. UserError if a format can't have such ids."""
+    header = np.zeros(256, "<i4")
+    if form == "nanogpt" and ids.itemsize > 2:
+        raise UserError("nanoGPT's files hold ids below 65,536: use a smaller vocabulary")
+    if form == "llmc":
+        if len(ids) >= 2**31:
+            raise UserError(f"llm.c's files hold fewer than 2^31 tokens, not {len(ids):,}")
+        header[:3] = (20240520, 1, len(ids)) if ids.itemsize == 2 else (20240801, 7, len(ids))
+    with atomic_write(path) as file:
+        if form == "npy":
+            about = {"descr": ids.dtype.str, "fortran_order": False, "shape": ids.shape}
+            np.lib.format.write_array_header_1_0(file, about)
+        if form == "llmc":
+            file.write(header.tobytes())
+        for start in range(0, len(ids), SLICE):
+            file.write(ids[start : start + SLICE].tobytes())
 
 
 def is_long(texts: Texts) -> bool:
