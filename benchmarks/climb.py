@@ -79,11 +79,6 @@ class Step:
     takes: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def key(self) -> int:
-        """The section that carries the idea; functions are of section 8, where the model is."""
-        return self.sections[0] if self.sections else 8
-
 
 STEPS = (
     Step("v3", "v3 as it is"),

@@ -52,15 +52,28 @@ for (const paragraph of document.querySelectorAll(".coloured")) {
 const first = document.querySelector(".coloured");
 if (first) expect(first.children[Math.min(20, first.children.length - 1)]);
 
+// ---- text by step ----
+
+const learning = document.getElementById("learning-step");
+if (learning) {
+  const show = () => {
+    const [step, text, bits] = data.learning.steps[learning.value];
+    const scored = bits === null ? "" : `, ${bits.toFixed(2)} bits per byte`;
+    document.getElementById("learning-says").textContent = `Step ${step.toLocaleString("en")}${scored}`;
+    document.getElementById("learning-text").textContent = text;
+  };
+  learning.addEventListener("input", show);
+  show();
+}
+
 // ---- merges ----
 
 /** A byte-level BPE of `of`, as report_data.merging describes it. */
 function merger(of) {
   const key = (left, right) => left * 2 ** 24 + right;
   const pattern = new RegExp(of.pattern, "gsu"), scaffolds = new Set(of.scaffolds);
-  const vocab = of.first.map((byte) => [byte]), byteIds = [], ranks = new Map();
-  of.first.forEach((byte, id) => (byteIds[byte] = id));
-  const apart = of.first.map((_, id) => [id]), ids = of.first.map((_, id) => id);
+  const ids = [...Array(256).keys()], vocab = ids.map((byte) => [byte]), ranks = new Map();
+  const apart = ids.map((byte) => [byte]); // number -> the numbers left when scaffolds are no more
   for (let rank = 0; 2 * rank < of.merges.length; rank++) {
     const left = of.merges[2 * rank], right = of.merges[2 * rank + 1], number = 256 + rank;
     ranks.set(key(left, right), rank);
@@ -72,7 +85,7 @@ function merger(of) {
 
   /** The numbers of a word's tokens after the first `limit` merges; adds to `used` those made. */
   function mergeWord(word, limit, used) {
-    let numbers = [...new TextEncoder().encode(word)].map((byte) => byteIds[byte]);
+    let numbers = [...new TextEncoder().encode(word)];
     for (;;) {
       let best = limit;
       for (let i = 0; i + 1 < numbers.length; i++) {
@@ -165,17 +178,3 @@ function openMerging() {
   pick();
 }
 if (document.getElementById("merging")) openMerging();
-
-// ---- text by step ----
-
-const learning = document.getElementById("learning-step");
-if (learning) {
-  const show = () => {
-    const [step, text, bits] = data.learning.steps[learning.value];
-    const scored = bits === null ? "" : `, ${bits.toFixed(2)} bits per byte`;
-    document.getElementById("learning-says").textContent = `Step ${step.toLocaleString("en")}${scored}`;
-    document.getElementById("learning-text").textContent = text;
-  };
-  learning.addEventListener("input", show);
-  show();
-}

@@ -160,6 +160,7 @@ def page(
     runs: dict[str, Run],
 ) -> str:
     """The whole page, as HTML; `ablated` and `runs` are of versions, by name."""
+    depends = results.get("depends") or what_it_depends_on(results, results["runs"])
     worth = {version: worths(of) for version, of in ablated.items()}
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
@@ -206,7 +207,7 @@ def page(
         exhibits=results["exhibits"],
         alike=alike(results["exhibits"]),
         prompts=list(next(iter(results["exhibits"].values()))["samples"]),
-        depends=what_it_depends_on(results, results["runs"]).replace("`", ""),
+        depends=depends.replace("`", ""),
         findings=[
             bold(sweep.finding(what, [p for p in points if p["what"] == what])) for what in whats
         ],

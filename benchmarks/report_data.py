@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compare
-from benchmarks.common import VERSIONS, open_run, read_rows, record
+from benchmarks.common import VERSIONS, open_run, read_rows, record, under_conditions
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json
 from shared.run import Run
@@ -59,7 +59,9 @@ def results_of(folder: Path) -> dict:
     documents, known = list(read_documents(corpus.val)), islice(read_documents(corpus.train), 3)
     prompts = tuple(dict.fromkeys(" ".join(document.split()[:2]) for document in known))
     exhibit = compare.read_exhibits(version, folder, prompts, compare.paragraph_of(documents))
+    conditions = under_conditions(run["corpus"], [run], run["dtype"])
     return {
+        "depends": f"{run['steps']:,} steps in {run['seconds']:,.0f} s, {conditions}",
         "seconds": 0,
         "bytes": 0,
         "validation_words": sum(len(document.split()) for document in documents),
@@ -146,21 +148,24 @@ def coloured(runs: dict[str, Run]) -> dict[str, dict]:
 
 def merging(tokenizer: object) -> dict:
     """A byte-level BPE for the page's own encoder: its words' pattern as JavaScript has it, the
-    `first` 256 tokens, the `merges` (left, right, left, right, ...), and which are `scaffolds`."""
+    `merges` (left, right, left, right, ...), and which of their results are `scaffolds`."""
     pattern = tokenizer.pattern.pattern
     return {
         # JavaScript's \s is another set of characters.
         "pattern": pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}"),
-        "first": list(getattr(tokenizer, "first", range(256))),
         "merges": [part for pair in tokenizer.merges for part in pair],
         "scaffolds": sorted(getattr(tokenizer, "scaffolds", ())),
     }
 
 
 def mergings(runs: dict[str, Run]) -> dict[str, dict]:
-    """The same of each of `runs` that merges bytes."""
+    """The same of each of `runs` that merges bytes; foreign tokenizers have ids of their own."""
     tokenizers = {name: run.tokenizer for name, run in runs.items()}
-    return {name: merging(t) for name, t in tokenizers.items() if hasattr(t, "merges")}
+    return {
+        name: merging(tokenizer)
+        for name, tokenizer in tokenizers.items()
+        if hasattr(tokenizer, "merges") and not hasattr(tokenizer, "made")
+    }
 
 
 # ---- text by step ----

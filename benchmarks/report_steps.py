@@ -140,13 +140,24 @@ def step(before: str, after: str, worth: dict[str, list[str]] | None = None) -> 
     return {"before": before, "after": after, "idea": idea(after), "lesson": lesson} | changes
 
 
+def keys(of: climb.Step) -> list[int]:
+    """The numbers of the sections that carry a step's idea."""
+    new = [f"def {name}(" for name in of.functions]
+    defined = (
+        int(name.partition(".")[0])
+        for name, text in sections_of(source(climb.V4)).items()
+        if any(define in text for define in new)
+    )
+    return [*of.sections[:1], *defined]
+
+
 def climbed_steps(results: dict | None, worth: dict[str, list[str]] | None = None) -> list[dict]:
     """The single ideas from v3 to v4: the diff of each, and what it bought, if it was measured."""
     programs = [climb.compose(number) for number in range(len(climb.STEPS))]
     rows = climb.summarize(results) if results else [{}] * len(programs)
     return [
         {"number": number, "idea": of.idea, "bought": row and climb.bought(row)}
-        | changed_sections(programs[number - 1], programs[number], [of.key], worth or {})
+        | changed_sections(programs[number - 1], programs[number], keys(of), worth or {})
         for number, (of, row) in enumerate(zip(climb.STEPS, rows))
         if number
     ]

@@ -12,6 +12,7 @@ from conftest import VERSIONS
 
 from benchmarks import climb, report, report_data
 from shared.files import read_json, write_json
+from shared.splits import SPLITS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -188,14 +189,14 @@ NASTY = [
 
 
 def merging_tokenizers() -> list:
-    """v2's, v3's with scaffolds, v4's, and v4's with the bytes in another order."""
+    """v2's, v3's with scaffolds, v4's, and v4's with words as other tokenizers have them."""
     text = ("the other brother bathes in the lather. " * 9 + "gather 日本語 12 12 don't\n") * 3
     text += "".join(NASTY)
     of = {name: conftest.load_version(name).Tokenizer for name in VERSIONS[2:5]}
     v2, v3, v4 = (kind.train([text], 400) for kind in of.values())
-    shuffled = type(v4)(v4.merges, first=bytes((byte * 7 + 3) % 256 for byte in range(256)))
+    others = [type(v4)(v4.merges, split=split) for split in SPLITS]
     assert v3.scaffolds
-    return [v2, v3, v4, shuffled]
+    return [v2, v3, v4, *others]
 
 
 def test_the_pages_encoder_gives_the_ids_of_python(browser, address):
@@ -211,10 +212,10 @@ def test_the_pages_encoder_gives_the_ids_of_python(browser, address):
         lone = page.evaluate(f"merger({json.dumps(of)}).encode('a\\ud800b \\udc00').ids")
         assert lone == tokenizer.encode("a\ud800b \udc00", **plain)
         # Halfway, it is the tokenizer of the merges so far; no scaffold is taken apart yet.
-        first = {"first": tokenizer.first} if hasattr(tokenizer, "first") else {}
-        first |= {"scaffolds": ()} if hasattr(tokenizer, "scaffolds") else {}
+        rest = {"scaffolds": ()} if hasattr(tokenizer, "scaffolds") else {}
+        rest |= {"split": tokenizer.split} if hasattr(tokenizer, "split") else {}
         for step in (0, 1, len(tokenizer.merges) // 2, len(tokenizer.merges)):
-            so_far = type(tokenizer)(tokenizer.merges[:step], **first)
+            so_far = type(tokenizer)(tokenizer.merges[:step], **rest)
             for text, made in zip(NASTY, page.evaluate(run, [of, NASTY, step])):
                 assert made["numbers"] == so_far.encode(text, **plain), (step, text)
     page.close()
@@ -238,7 +239,7 @@ def test_the_slider_goes_through_the_merges(browser, address, finished_runs):
     ids = page.locator("#merging-ids")
     for name in VERSIONS[2:5]:
         folder = page.evaluate(f"data.mergings.{name}")
-        assert set(folder) == {"pattern", "first", "merges", "scaffolds"}
+        assert set(folder) == {"pattern", "merges", "scaffolds"}
         page.select_option("#merging-of", name)
         page.fill("#merging-text", "the cat\nsees houses")
         path = finished_runs / name / "tokenizer.json"
@@ -287,6 +288,7 @@ def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     assert errors == [] and page.evaluate("document.documentElement.scrollWidth") <= 390
     summary = read_json(finished_runs / name / "summary.json")
     assert f"{summary['bits_per_byte']:.3f}" in page.locator("#ladder-table").inner_text()
+    assert "6 steps in " in page.locator("#ladder ~ p.soft").first.inner_text()
     headings = page.locator("h1, h2").all_inner_texts()
     assert headings[0].startswith(name) and "What changes from one to the next" not in headings
     assert page.locator(".coloured").count() == 1 == page.locator("#learning-text").count()
