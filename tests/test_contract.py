@@ -244,7 +244,7 @@ def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path, real_
     assert summary["train_tokens"] == 60 * 4 * 16
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
-    assert losses[-1] < losses[0] - 0.2
+    assert losses[-1] < losses[0] - 0.1  # v4 begins with what v0 learns
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -520,7 +520,8 @@ def test_runs_from_any_working_directory(name, corpus_file, tmp_path):
     command = [sys.executable, str(ROOT / name / "train.py"), *arguments]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left - {"best.pt"} == FILES  # which is there if the last evaluation was not the best
     assert "bits per byte" in result.stdout and "corpus small.txt" in result.stdout
     assert result.stderr == ""  # no terminal, no bars
 

@@ -242,7 +242,7 @@ def test_optimizers_do_as_their_options_say():
     model, config = random_model(v4, weight_decay=0.15)
     adamw, muon = v4.make_optimizers(model, config)
     assert {g["weight_decay"] for o in (adamw, muon) for g in o.param_groups} == {0.15}
-    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.95)}
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.99)}
     assert {group["momentum"] for group in muon.param_groups} == {0.9}
 
 
