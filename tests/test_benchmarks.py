@@ -18,6 +18,7 @@ from matplotlib import pyplot
 
 from benchmarks import (
     ablations,
+    against,
     budgets,
     climb,
     common,
@@ -333,7 +334,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
         return
     results = read_json(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
-    of_their_own |= {"training": training}
+    of_their_own |= {"training": training, "against": against}
     of_their_own |= {"ablate-v3": ablations, "ablate-v4": ablations}
     module = of_their_own.get(name, sweep if "points" in results else compare)
     assert common.in_brief(name, module.report(results)) == text and "<details>" not in text
@@ -408,6 +409,9 @@ def test_headers_promise_what_was_measured(name):
         r"about (\d\.\d\d) bits per byte", ast.get_docstring(ast.parse(common.source(name)))
     )
     measured = results_of("as-shipped")[name.split("_")[0]]["bits_per_byte"]
+    newer = read_json(common.RESULTS / "against" / "results.json")
+    if name == newer["asked"]["version"]:  # measured again, as shipped
+        measured = against.rows_of(newer)[-1]["bits_per_byte"]
     assert float(promised[1]) == pytest.approx(measured, abs=0.02)
 
 
