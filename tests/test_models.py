@@ -359,3 +359,11 @@ def test_in_fewer_channels_nothing_could_come_closer():
     error = weights * (logits - np.log(V * p) - table)
     left_out = np.linalg.svd(weights * table, compute_uv=False)[C - 2 :]
     assert 1 <= (error**2).sum() / (left_out**2).sum() < 1.1
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_model_too_narrow_for_counts_starts_as_it_is(width):
+    model = v4.LanguageModel(small_config(v4, vocab_size=9, width=width))
+    before = model.embedding.weight.clone()
+    v4.start_from_counts(model, np.arange(9).astype(np.uint16))
+    assert torch.equal(model.embedding.weight, before) and not model.head.weight.any()

@@ -504,6 +504,8 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     Goldberg 2014); no block adds to the stream yet.
     """
     V, C = model.embedding.weight.shape
+    if C < 3:
+        return  # two channels are taken below
     i, j, n = count_pairs(tokens, V)  # of each pair that is seen
     p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
     table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
