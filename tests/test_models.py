@@ -348,9 +348,10 @@ def test_the_untrained_model_predicts_the_counted_pairs(prior):
 
 def test_in_fewer_channels_nothing_could_come_closer():
     """What is missing of the table of v4's docstring is what numpy's last singular values hold (a
-    little more: torch's come from random vectors, in four rounds)."""
+    little more: torch's come from random vectors, in two rounds)."""
     V, C, rng = 40, 12, np.random.default_rng(0)
     tokens = (rng.zipf(1.4, 4000) * rng.integers(1, 4, 4000) % V).astype(np.uint16)
+    torch.manual_seed(0)
     model = v4.LanguageModel(small_config(v4, vocab_size=V, width=C))
     v4.start_from_counts(model, tokens, prior=5.0)
     n, p = counted(tokens, V)
@@ -358,7 +359,7 @@ def test_in_fewer_channels_nothing_could_come_closer():
     logits = model(torch.arange(V).view(1, V))[0].detach().double().numpy()
     error = weights * (logits - np.log(V * p) - table)
     left_out = np.linalg.svd(weights * table, compute_uv=False)[C - 2 :]
-    assert 1 <= (error**2).sum() / (left_out**2).sum() < 1.1
+    assert 1 <= (error**2).sum() / (left_out**2).sum() < 1.15
 
 
 @pytest.mark.parametrize("width", [1, 2])

@@ -510,7 +510,7 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
     table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
     table = torch.sparse_coo_tensor(torch.stack((i, j)), table, (V, V), check_invariants=True)
-    left, sizes, right = torch.svd_lowrank(table, min(V, C - 2), niter=4)  # (V, R), (R,), (V, R)
+    left, sizes, right = torch.svd_lowrank(table, min(V, C - 2))  # (V, R), (R,), (V, R)
     left, right = (part * (sizes / p[:, None]).sqrt() for part in (left, right))
     # The norm will make all embeddings equally long: one channel fills them up, one is always 1.
     scale = sqrt(C - 1) / left.norm(dim=1).max()
