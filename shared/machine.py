@@ -28,9 +28,9 @@ def keep_freed_memory() -> None:
     and ask for the next ones in pages of 2 MB, not 4 KB.
 
     Getting large ones again, page by page and zeroed, takes a tenth of a step of training, and up
-    to a sixth of the time of encoding a text. Large pages spare the processor the search for where
-    a page is, which a machine that has run for hours, in a cloud above all, feels in every step.
-    Only for Linux's C library (man mallopt, madvise); other allocators decide for themselves.
+    to a sixth of the time of encoding a text. Large pages spare the processor many searches for
+    where a page is. Only for Linux's C library (man mallopt, madvise); other allocators decide for
+    themselves.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt"):
@@ -38,6 +38,9 @@ def keep_freed_memory() -> None:
     M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
     library.mallopt(M_MMAP_MAX, 0)  # large blocks, too, come from the heap
     library.mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
+    strict = PROCESSES / "sys" / "vm" / "overcommit_memory"
+    if strict.exists() and strict.read_text().strip() == "2":
+        return  # addresses count as memory there, and would be missing elsewhere
     library.malloc.restype = ctypes.c_void_p
     # Half of the machine's memory: only addresses, until they are used. The advice must come first.
     page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES") // 2

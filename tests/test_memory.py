@@ -86,6 +86,28 @@ def test_large_pages_are_asked_for():
     assert printed(FLAGS) == ["False", "True", "True"]
 
 
+RESERVED = """
+from pathlib import Path
+import shared.machine
+
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[0])
+
+shared.machine.PROCESSES, before = Path({folder!r}), pages()
+shared.machine.keep_freed_memory()
+print(pages() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise is Linux's")
+@pytest.mark.parametrize("overcommit", ["0", "1", "2"])
+def test_where_addresses_count_as_memory_none_are_reserved(overcommit, tmp_path):
+    (tmp_path / "sys" / "vm").mkdir(parents=True)
+    (tmp_path / "sys" / "vm" / "overcommit_memory").write_text(overcommit + "\n")
+    (pages,) = map(int, printed(RESERVED.format(folder=str(tmp_path))))
+    assert (pages < 1000) == (overcommit == "2")
+
+
 MEMORY = "MemTotal: 9000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\nSwapFree:  5 kB\n"
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
 V2 = "memory.max", "memory.current", ""
