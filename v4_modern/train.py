@@ -462,7 +462,7 @@ class LanguageModel(nn.Module):
     """A decoder-only transformer with Qwen3's architecture (Yang et al. 2025, section 2).
 
     Whatever adds to the stream starts at zero, so that initially every block is the identity. The
-    head starts at zero, too, so that initially all tokens are equally likely.
+    head starts at zero, too: all tokens are equally likely until counts or training tell otherwise.
     """
 
     def __init__(self, config: Config) -> None:
