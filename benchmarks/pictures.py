@@ -88,12 +88,14 @@ def draw_bits(results: dict) -> Figure:
     Lines are for the first part of the validation text, the stars at their ends for all of it.
     """
     figure, both = axes_of(2)
-    for axes, name in zip(both, ("seconds", "bytes")):
+    for axes, name in zip(both, ("seconds", "train_bytes")):
         for run in results["runs"]:
-            curve = [point for point in run["curve"] if point[name]]
-            end = run["seconds"] if name == "seconds" else run["train_bytes"]
+            curve, end = [point for point in run["curve"] if point[0]], run[name]
             paint = {"color": colour(run["version"]), "alpha": 0.7}
-            x, y = [p[name] for p in curve], [p["bits_per_byte"] for p in curve]
+            x = [seconds for _, seconds, _ in curve]
+            if name == "train_bytes":
+                x = [step / run["steps"] * end for step, *_ in curve]
+            y = [bits for *_, bits in curve]
             label = run["version"] if run["seed"] == 0 else None
             axes.plot(x, y, linewidth=1.2, label=label, **paint)
             axes.plot([end], [run["bits_per_byte"]], "*", **paint)
@@ -118,8 +120,8 @@ def draw_beyond(results: dict) -> Figure:
         lengths = run["beyond"]["lengths"]
         if len(lengths) > 1:
             axes.plot(
-                [length["times"] for length in lengths],
-                [length["bits_per_byte"] for length in lengths],
+                [times for times, *_ in lengths],
+                [bits for _, bits, _ in lengths],
                 "o-",
                 color=colour(run["version"]),
                 alpha=0.7,
@@ -139,8 +141,8 @@ def draw_rates(results: dict) -> Figure:
     for run in results["runs"]:
         if run["seed"] == 0:
             axes.plot(
-                [row["step"] / run["steps"] for row in run["rates"]],
-                [row["learning_rate"] for row in run["rates"]],
+                [step / run["steps"] for step, _ in run["rates"]],
+                [rate for _, rate in run["rates"]],
                 color=colour(run["version"]),
                 linestyle="--" if run["version"].startswith("v3") else "-",  # on v2's line
                 label=run["version"],
@@ -151,15 +153,14 @@ def draw_rates(results: dict) -> Figure:
     return figure
 
 
-def draw_soak(runs: dict[str, dict]) -> Figure:
+def draw_soak(runs: list[dict]) -> Figure:
     """Memory and the time of a step over long runs."""
     figure, (memory, seconds) = axes_of(2)
-    for version, run in runs.items():
-        points = run["points"][1:]  # the first one imports and warms up
-        steps = [point["step"] for point in points]
-        paint = {"color": colour(version), "linewidth": 1.2, "label": version}
-        memory.plot(steps, [point["memory"] / 1e6 for point in points], **paint)
-        seconds.plot(steps, [1000 * point["step_seconds"] for point in points], **paint)
+    for run in runs:
+        paint = {"color": colour(run["version"]), "linewidth": 1.2, "label": run["version"]}
+        steps = run["step"][1:]  # the first point imports and warms up
+        memory.plot(steps, [held / 1e6 for held in run["memory"][1:]], **paint)
+        seconds.plot(steps, [1000 * taken for taken in run["step_seconds"][1:]], **paint)
     memory.set(xlabel="step", ylabel="memory, MB", ylim=(0, None))
     seconds.set(xlabel="step", ylabel="CPU ms a step", ylim=(0, None))
     memory.legend()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,11 +33,11 @@ from benchmarks.common import (
     peak_memory,
 )
 from benchmarks.pictures import axes_of, publish
+from benchmarks.records import read_results, write_results
 from shared import fast_bpe
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
-from shared.files import UserError, json_sha256, read_json, write_json
-from shared.machine import machine_facts
+from shared.files import UserError, json_sha256
 from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
@@ -122,13 +122,13 @@ def run(options: Options) -> dict:
                     raise UserError(f"{task} of {size:g} MB ended with status {done.returncode}")
                 rows.append({"bytes": text.stat().st_size} | json.loads(done.stdout))
                 print_text(f"{size:g} MB: {rows[-1]}")
-    return {"options": asdict(options), "machine": machine_facts(), "rows": rows}
+    return {"vocab_size": options.vocab_size, "rows": rows}
 
 
 def report(results: dict) -> str:
     """A line for each size."""
     table = [["text", "", "peak", "encode", "peak", "open, 1,000 batches", "peak, more"]]
-    table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
+    table[0][1] = f"learn {results['vocab_size']:,} tokens"
     rows = results["rows"]
     for size in dict.fromkeys(row["bytes"] for row in rows):
         train, encode, batches = (
@@ -175,8 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         folder = RESULTS / options.name
         if not options.readme:
-            write_json(folder / "results.json", run(options))
-        results = read_json(folder / "results.json")
+            write_results(folder / "results.json", run(options))
+        results = read_results(folder / "results.json")
         publish(folder, report(results), {"scale.png": draw(results)}, options.readme)
 
 

@@ -42,9 +42,10 @@ from benchmarks.common import (
     train_or_diverge,
     what_it_depends_on,
 )
+from benchmarks.records import read_results, write_results
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus
-from shared.files import ROOT, UserError, json_sha256, read_json, write_json
+from shared.files import ROOT, UserError, json_sha256
 from shared.terminal import progress
 
 FACTORS = {
@@ -311,8 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         folder = RESULTS / options.name
         if not options.readme:
-            write_json(folder / "results.json", sweep(options))
-        results = read_json(folder / "results.json")
+            write_results(folder / "results.json", sweep(options))
+        results = read_results(folder / "results.json")
         if options.ablate:
             rows, text = ablations.summarize(results), ablations.report(results)
             figures = {"ablate.png": pictures.draw_ablations(rows)}

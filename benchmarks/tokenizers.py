@@ -50,10 +50,10 @@ from benchmarks.common import (
     on_machine,
 )
 from benchmarks.pictures import axes_of, publish
+from benchmarks.records import read_results, write_results
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
-from shared.files import UserError, read_json, write_json
-from shared.machine import machine_facts
+from shared.files import UserError
 from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
 
@@ -384,7 +384,6 @@ def compare(options: Options) -> dict:
     peers = {who: version(who) for who in PEERS if importlib.util.find_spec(who)}
     return {
         "options": asdict(options),
-        "machine": machine_facts(),
         "peers": peers,
         "not_ascii": not_ascii(text),
         "foreign": foreign,
@@ -558,8 +557,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = parse_options(Options, arguments)
         folder = RESULTS / options.name
         if not options.readme:
-            write_json(folder / "results.json", compare(options))
-        results = read_json(folder / "results.json")
+            write_results(folder / "results.json", compare(options))
+        results = read_results(folder / "results.json")
         publish(folder, report(results), {"speed.png": draw(results)}, options.readme)
 
 

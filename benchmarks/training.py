@@ -42,6 +42,7 @@ from benchmarks.common import (
     read_rows,
 )
 from benchmarks.pictures import axes_of, colour, publish
+from benchmarks.records import conditions, kept, read_results, write_results
 from benchmarks.trainers import (
     NANOGPT_STEPS,
     V4,
@@ -54,7 +55,6 @@ from shared import model_table
 from shared.command_line import clear_errors, parse_options, pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.machine import machine_facts
 from shared.terminal import progress
 
 WARM_UP = 3  # untimed steps before the timed ones
@@ -240,7 +240,7 @@ def measure_alone(options: Options) -> dict:
     written = interleave(work, WRITE_TURNS, "writing in turn")
     return {
         "data": Path(options.data).name,
-        "machine": machine_facts(),
+        "machine": conditions(),
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
@@ -298,7 +298,7 @@ def measure(options: Options, folder: Path) -> dict:
     asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows in another dtype do not fit
     asked["format"] = 3  # nor do those of another form
     path = folder / "results.json"
-    results = read_json(path) if path.exists() else {"options": asked}
+    results = kept(path) or {"options": asked}
     if results["options"] != asked:
         raise UserError(
             f"{folder} is of {results['options']}, not {asked}: use --fresh or another --name"
@@ -322,7 +322,7 @@ def measure(options: Options, folder: Path) -> dict:
             rows.append(run_processes(count, folder / f"processes-{count}", options))
             keep()
     if options.nanogpt:
-        beside = results.setdefault("nanogpt", {"machine": machine_facts()})
+        beside = results.setdefault("nanogpt", {"machine": conditions()})
         race.race(options.nanogpt, options.text, options.nanogpt_steps, options.seeds, beside, keep)
     return results
 
@@ -486,8 +486,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = RESULTS / options.name
         if not options.readme:
             results = measure(options, ROOT / "runs" / "training" / options.name)
-            write_json(folder / "results.json", without_paths(results))
-        results = read_json(folder / "results.json")
+            write_results(folder / "results.json", without_paths(results))
+        results = read_results(folder / "results.json")
         publish(folder, report(results), {"training.png": draw(results)}, options.readme)
         if "nanogpt" not in results:
             print("nanoGPT was not trained: --nanogpt FOLDER names a clone of it")

@@ -184,7 +184,7 @@ def test_scale_tells_what_it_measured():
         return {"bytes": 10_000_000, "task": task, "seconds": seconds, "peak": 5e8, "more": 7e6}
 
     rows = [row("train", 4.0), row("encode", 2.0), row("batches", 0.5)]
-    text = scale.report({"options": {"vocab_size": 500}, "machine": MACHINE, "rows": rows})
+    text = scale.report({"vocab_size": 500, "machine": MACHINE, "rows": rows})
     assert "learn 500 tokens" in text
     assert (
         "| 10 MB | 4.0 s (2.5 MB/s) | 500 MB | 2.0 s (5.0 MB/s) | 500 MB | 0.50 s | 7 MB |" in text
