@@ -34,6 +34,7 @@ from benchmarks import (
     tokenizers,
     training,
 )
+from benchmarks import all as everything
 from benchmarks.records import read_results
 from shared.files import UserError, write_json
 from v4_modern import encode
@@ -425,7 +426,7 @@ def test_every_file_and_option_of_the_readmes_exists(place):
     options |= {"--index-url", "--ablate", "--signals-to-handle"}
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
-    programs = (compare, sweep, report, encode, training, tokenizers, climb)
+    programs = (compare, sweep, report, encode, training, tokenizers, climb, everything)
     others = [program.Options for program in programs]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from importlib import import_module
 
 import pytest
 import toy
@@ -10,11 +9,10 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import all as everything
 from benchmarks import common, records
 from benchmarks.records import read_results, runs_of, save_results
 from shared.files import read_json
-
-everything = import_module("benchmarks.all")
 
 
 @pytest.fixture
