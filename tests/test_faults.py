@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks import faults, soak
 from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
+from benchmarks.records import read_results
 from shared.checkpoints import tensors
 from shared.command_line import load_config
 from shared.files import UserError, read_json
@@ -673,7 +674,7 @@ def test_any_bytes_are_trained_on_or_refused(subject, tmp_path):
 
 
 def test_nothing_was_lost():
-    results = read_json(RESULTS / "faults" / "results.json")
+    results = read_results(RESULTS / "faults" / "results.json")
     kills = [trial for trial in results["trials"] if trial["where"].startswith("kill in")]
     assert faults.times(kills) >= 50 and {v for kill in kills for v in kill["count"]} == {*VERSIONS}
     assert not any(trial["lost"] for trial in results["trials"])
@@ -695,7 +696,7 @@ def test_what_is_lost_is_shown():
 
 
 def test_a_long_run_does_not_grow():
-    results = read_json(RESULTS / "soak" / "results.json")
+    results = read_results(RESULTS / "soak" / "results.json")
     assert [run["version"] for run in results["runs"]] == VERSIONS and results["steps"] >= 20_000
     assert (RESULTS / "soak" / "table.md").read_text(encoding="utf-8") == soak.report(
         results
