@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,7 @@ def known() -> dict[str, dict]:
 
 
 def is_done(name: str, commit: str) -> bool:
-    of = known().get(name, {})
-    return of.get("done", False) and of["commit"] == commit
+    return (of := known().get(name, {})).get("done", False) and of["commit"] == commit
 
 
 def minutes(name: str) -> float:
@@ -78,14 +78,12 @@ def minutes(name: str) -> float:
     return of["minutes"] if of.get("done") else PARTS[name][1]
 
 
-def tell(names: list[str], commit: str) -> str:
-    """A line for each part, and the minutes of those that are to be measured."""
-    lines = []
+def tell(names: Sequence[str], commit: str) -> None:
+    """Print a line for each part, and the minutes of those of `names`, which are to be measured."""
     for name, (command, _) in PARTS.items():
         state = "to do" if name in names else "done" if is_done(name, commit) else "left out"
-        lines.append(f"{state:8} {minutes(name):5.0f} min  {name:14} python benchmarks/{command}")
-    left = sum(map(minutes, names))
-    return "\n".join([*lines, f"{len(names)} to do, {left:,.0f} minutes"])
+        print(f"{state:8} {minutes(name):5.0f} min  {name:14} python benchmarks/{command}")
+    print(f"{len(names)} to do, {sum(map(minutes, names)):,.0f} minutes", flush=True)
 
 
 def run(name: str, *more: str) -> bool:
@@ -109,7 +107,7 @@ def measure(name: str, commit: str) -> bool:
     return done
 
 
-def measure_all(options: Options, names: list[str], commit: str) -> None:
+def measure_all(names: Sequence[str], commit: str, options: Options) -> None:
     """Run the parts of these `names`; UserError if some failed, or the code changed meanwhile."""
     ends, failed = time.monotonic() + 60 * options.budget, []
     for number, name in enumerate(names, 1):
@@ -117,8 +115,10 @@ def measure_all(options: Options, names: list[str], commit: str) -> None:
         if minutes(name) > left:
             print(f"{name}: left out, since it takes {minutes(name):.0f} minutes", flush=True)
             continue
-        rest = sum(map(minutes, names[number - 1 :]))
-        print(f"---- {name}, {number} of {len(names)}; {rest:,.0f} minutes left", flush=True)
+        rest = f"{sum(map(minutes, names[number - 1 :])):,.0f} minutes left"
+        print(
+            f"---- {name}, {number} of {len(names)}; {rest}, {time.strftime('%H:%M')}", flush=True
+        )
         if not measure(name, commit):
             failed.append(name)
         elif options.commit:
@@ -138,15 +138,14 @@ def main(arguments: list[str] | None = None) -> None:
                 if (RESULTS / name / "results.json").exists() and not run(name, "--readme"):
                     raise UserError(f"the tables of {name} could not be written")
             return
-        names = [n for n in PARTS if n in options.only or not is_done(n, commit)]
-        names = [n for n in names if not options.only or n in options.only]
-        print(tell(names, commit), flush=True)
+        names = options.only or [name for name in PARTS if not is_done(name, commit)]
+        tell(names, commit)
         if options.list:
             return
         if "-" in commit:
             raise UserError("the code has changes: commit them first, so that results say of what")
-        print(f"commit {short_commit(commit)}; memory {MEMORY}", flush=True)
-        measure_all(options, names, commit)
+        print(f"code of {short_commit(commit)}; MB of memory: {MEMORY}", flush=True)
+        measure_all(names, commit, options)
 
 
 if __name__ == "__main__":
