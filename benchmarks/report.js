@@ -136,6 +136,8 @@ function openAttention() {
     return [...bytes.subarray(start, start + token + 1)].map((byte) => byte / 255);
   }
 
+  const name = (head) => `layer ${1 + Math.floor(head / of.heads)}, head ${1 + (head % of.heads)}`;
+
   /** A head as a picture: a row for each token that looks, a column for each that is looked at. */
   function picture(head) {
     const T = of.tokens.length, canvas = document.createElement("canvas"), pixels = new ImageData(T, T);
@@ -150,19 +152,17 @@ function openAttention() {
   }
 
   function update() {
-    const taken = roots(head, token), where = `layer ${1 + Math.floor(head / of.heads)}, head ${1 + head % of.heads}`;
+    const taken = roots(head, token), most = Math.max(...taken);
     [...part("tokens").children].forEach((span, i) => {
       span.className = i === token ? "shade chosen" : i > token ? "later" : "shade";
-      span.style.setProperty("--b", `${Math.round(100 * (taken[i] ?? 0))}%`);
+      span.style.setProperty("--b", `${Math.round((100 * (taken[i] ?? 0)) / most)}%`);
     });
     [...part("heads").children].forEach((button, i) => button.setAttribute("aria-pressed", i === head));
-    const most = [...taken.keys()].sort((a, b) => taken[b] - taken[a]).slice(0, 5);
-    const named = most.flatMap((i) => [
-      `, ${Math.round(100 * taken[i] ** 2)}% from `,
+    const named = [...taken.keys()].sort((a, b) => taken[b] - taken[a]).slice(0, 5).flatMap((i, rank) => [
+      `${rank ? ", " : " takes "}${Math.round(100 * taken[i] ** 2)}% from `,
       i === token ? "itself" : element("code", visible(of.tokens[i])),
     ]);
-    part("says").replaceChildren(`In ${where}, `, element("code", visible(of.tokens[token])), " takes ",
-      named[0].slice(2), ...named.slice(1), ".");
+    part("says").replaceChildren(`In ${name(head)}, `, element("code", visible(of.tokens[token])), ...named, ".");
   }
 
   function pick() {
@@ -173,7 +173,7 @@ function openAttention() {
     part("heads").replaceChildren(...Array.from({ length: of.layers * of.heads }, (_, i) => {
       const button = element("button", [picture(i)]);
       button.type = "button";
-      button.ariaLabel = `layer ${1 + Math.floor(i / of.heads)}, head ${1 + i % of.heads}`;
+      button.ariaLabel = name(i);
       button.addEventListener("click", () => { head = i; update(); });
       return button;
     }));

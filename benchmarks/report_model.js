@@ -7,7 +7,9 @@
 
 /** The bytes of a text in base64. */
 function bytesOf(text) {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
 
 /** A vector or a matrix of what report_model.packed makes of it. */
