@@ -137,9 +137,8 @@ def piece(run: Run, token: int) -> str:
     return run.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
-def coloured(runs: dict[str, Run]) -> dict[str, dict]:
-    """The same paragraph as each of `runs` reads it."""
-    text = paragraph(runs)
+def coloured(runs: dict[str, Run], text: str) -> dict[str, dict]:
+    """`text` as each of `runs` reads it."""
     return {name: colour(run, text) for name, run in runs.items()} if text else {}
 
 

@@ -1,5 +1,4 @@
-"""The page in a real browser; left out where none is installed (`pip install playwright`, and
-Chromium or Chrome on the path)."""
+"""The page in a real browser."""
 
 import json
 import re
@@ -7,18 +6,14 @@ import shutil
 
 import conftest
 import pytest
+import torch
 import toy
 from conftest import VERSIONS
 
-from benchmarks import climb, report, report_data
+from benchmarks import climb, report, report_data, report_model
+from benchmarks.common import open_run
 from shared.files import read_json, write_json
 from shared.splits import SPLITS
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +29,6 @@ def address(tmp_path_factory, finished_runs) -> str:
         patch.setattr(report_data, "places", lambda results: ours)
         report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
     return (folder / "page.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 MARKS = """() => {
@@ -277,6 +264,107 @@ def test_the_slider_shows_what_was_written_at_each_step(browser, address, finish
     page.close()
 
 
+def test_a_head_shows_where_each_token_looks(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(address)
+    tokens, heads = page.locator("#attention-tokens span"), page.locator("#attention-heads button")
+    says = page.locator("#attention-says")
+    assert page.locator("#attention-of option").all_inner_texts() == VERSIONS[1:]
+    runs = report_data.open_runs({name: [finished_runs / name] for name in VERSIONS})
+    text = report_data.paragraph(runs)
+    for name in VERSIONS[1:5]:
+        page.select_option("#attention-of", name)
+        run = runs[name]
+        ids = [run.tokenizer.special_tokens["<|endoftext|>"], *run.tokenizer.encode(text)][:16]
+        weights = report_model.attention_of_layers(run.model, torch.tensor(ids))
+        assert heads.count() == 4 and tokens.count() == 16
+        heads.nth(2).click()
+        tokens.nth(3).hover()
+        assert page.locator("#attention-tokens .later").count() == 12
+        tokens.nth(7).tap()
+        taken = weights[1, 0, 7, :8]
+        assert says.inner_text().startswith("In layer 2, head 1, ")
+        said = [int(n) for n in re.findall(r"(\d+)% from", says.inner_text())]
+        # A byte is a root, so that a weight is known to within a percent or so.
+        assert said == pytest.approx(
+            (100 * taken.sort(descending=True).values[:5]).tolist(), abs=1.1
+        )
+        shades = "all => all.map(s => parseFloat(s.style.getPropertyValue('--b')))"
+        roots = (taken / taken.max()).sqrt().tolist() + 8 * [0]
+        assert tokens.evaluate_all(shades) == pytest.approx([100 * root for root in roots], abs=1.1)
+        later = tokens.evaluate_all("all => all.map(span => span.className)")
+        assert later == [*7 * ["shade"], "shade chosen", *8 * ["later"]]
+        page.locator("#attention-tokens").press("ArrowRight")
+        assert page.locator("#attention-tokens .later").count() == 7
+    # The picture of a head has its weights, a row for each token.
+    pixels = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 16, 16).data]
+        .filter((_, i) => i % 4 === 3)"""
+    drawn = torch.tensor(heads.nth(2).locator("canvas").evaluate(pixels)).view(16, 16)
+    assert torch.allclose(drawn / 255, weights[1, 0].sqrt(), atol=1.1 / 255)
+    pressed = page.locator("#attention-heads [aria-pressed=true]")
+    assert pressed.count() == 1 and pressed.get_attribute("aria-label") == "layer 2, head 1"
+    page.close()
+
+
+def test_v4_writes_in_the_page(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    v4, run = open_run(VERSIONS[4], finished_runs / VERSIONS[4], temperature=0.0, max_new_tokens=40)
+    run.model, end = report_model.rounded(run.model), run.tokenizer.special_tokens["<|endoftext|>"]
+    area, rows = page.locator("#writing-text"), page.locator("#writing-choices tr")
+
+    def logits_after(text: str) -> torch.Tensor:
+        ids = torch.tensor([[end, *run.tokenizer.encode(text)]])
+        return run.model(ids[:, -16:])[0, -1].detach()
+
+    def shown() -> tuple[list[str], list[float]]:
+        cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.textContent))")
+        return [row[0] for row in cells], [
+            float(row[1].strip("%").replace("cut off", "0")) for row in cells
+        ]
+
+    def name(token: int) -> str:
+        return report.visible(run.tokenizer.decode([token]))
+
+    # What may follow, at the temperature and the top-p that are set.
+    for text, temperature, top_p in (("the dog", 0.8, 1), ("a <|endoftext|>the cat", 2, 0.5)):
+        area.fill(text)
+        page.locator("#writing-temperature").fill(str(temperature))
+        page.locator("#writing-top-p").fill(str(top_p))
+        p = (logits_after(text) / temperature).softmax(-1).sort(descending=True)
+        kept = p.values * (p.values.cumsum(0) - p.values < top_p)
+        names, percents = shown()
+        assert names == [name(i) for i in p.indices[:10]]
+        assert percents == pytest.approx((100 * kept[:10] / kept.sum()).tolist(), abs=0.51)
+        others = page.locator("#writing-rest").inner_text()
+        assert others.startswith(f"{int((kept[10:] > 0).sum())} others: ")
+    # At temperature 0, it writes what v4 writes, beyond its context, until it is stopped.
+    area.fill("the dog")
+    page.locator("#writing-temperature").fill("0")
+    expected = list(
+        v4.generate(run.model, [end, *run.tokenizer.encode("the dog")], run.config, end)
+    )
+    for token in expected[:3]:
+        assert shown()[0][0] == name(token)
+        page.click("#writing-step")
+    written = "the dog" + run.tokenizer.decode(expected)
+    page.click("#writing-run")
+    page.wait_for_function(
+        "n => document.getElementById('writing-text').value.length >= n", arg=len(written)
+    )
+    if page.locator("#writing-run").inner_text() == "Stop":
+        page.click("#writing-run")
+    stopped = area.input_value()
+    assert stopped.startswith(written) and len(expected) > 16
+    page.wait_for_timeout(100)
+    assert area.input_value() == stopped
+    # A click takes another token.
+    other = shown()[0][4]
+    rows.nth(4).locator("button").click()
+    assert report.visible(area.input_value()) == report.visible(stopped) + other
+    page.close()
+
+
 @pytest.mark.parametrize("name", [VERSIONS[0], VERSIONS[4]])
 def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     out = tmp_path / "page.html"
@@ -292,7 +380,8 @@ def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     headings = page.locator("h1, h2").all_inner_texts()
     assert headings[0].startswith(name) and "What changes from one to the next" not in headings
     assert page.locator(".coloured").count() == 1 == page.locator("#learning-text").count()
-    assert page.locator("#merging").count() == (name == VERSIONS[4])
+    parts = page.locator("#merging, #attention-tokens, #writing-text")
+    assert parts.count() == (3 if name == VERSIONS[4] else 0)
     targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
     assert all(page.locator(f"h2#{target}").count() == 1 for target in targets)
     page.close()
