@@ -14,13 +14,16 @@ function element(tag, content = "", className = "") {
 
 // ---- a paragraph, token by token ----
 
-/** Show what the model expected where the token in `span` came. */
-function expect(span) {
-  const paragraph = span.parentElement, of = data.coloured[paragraph.dataset.of];
-  const [text, bits, , rank, top] = of.tokens[[...paragraph.children].indexOf(span)];
-  document.querySelector(".coloured .chosen")?.classList.remove("chosen");
-  span.classList.add("chosen");
-  const rows = [];
+/** The paragraph as each version reads it: where it stands, and the byte each token begins with. */
+const readings = [...document.querySelectorAll(".coloured")].map((paragraph) => {
+  const of = data.coloured[paragraph.dataset.of];
+  let bytes = 0;
+  return { paragraph, of, starts: of.bytes.map((length) => (bytes += length) - length) };
+});
+
+/** What a version expected where its token `number` came: that token, and the ten likeliest. */
+function guesses({ paragraph, of }, number) {
+  const [text, bits, , rank, top] = of.tokens[number], rows = [];
   for (let i = 0; i < of.tops[top].length; i += 2) {
     const token = of.vocab[of.tops[top][i]], percent = of.tops[top][i + 1] / 100;
     const bar = element("span", "", "bar");
@@ -30,11 +33,25 @@ function expect(span) {
     rows.push(element("tr", cells.map((cell) => element("td", cell)), came));
   }
   const came = element("p", [
-    element("b", paragraph.dataset.of), ": ", element("code", visible(text)), " came, ",
-    `the ${rank === 1 ? "first" : `number ${rank}`} of its guesses: ${bits.toFixed(1)} bits.`,
+    element("b", paragraph.dataset.of.split("_")[0]), " ", element("code", visible(text)),
+    ` guess ${rank.toLocaleString("en")}, ${bits.toFixed(1)} bits`,
   ]);
-  const table = element("table", element("tbody", rows));
-  document.getElementById("expected").replaceChildren(came, table);
+  return element("div", [came, element("table", element("tbody", rows))]);
+}
+
+/** Show what all versions expected where the token in `span` came. */
+function expect(span) {
+  const { starts } = readings.find(({ paragraph }) => paragraph === span.parentElement);
+  const place = starts[[...span.parentElement.children].indexOf(span)];
+  document.querySelectorAll(".coloured .chosen").forEach((old) => old.classList.remove("chosen"));
+  const all = readings.map((reading) => {
+    const number = reading.starts.findLastIndex((start) => start <= place);
+    reading.paragraph.children[number].classList.add("chosen");
+    const shown = guesses(reading, number);
+    if (reading.paragraph === span.parentElement) shown.className = "pointed";
+    return shown;
+  });
+  document.getElementById("expected").replaceChildren(...all);
 }
 
 for (const paragraph of document.querySelectorAll(".coloured")) {

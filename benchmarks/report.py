@@ -14,6 +14,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, need_package, read_json, write_text
+
+with clear_errors():
+    for package in ("jinja2", "pygments"):
+        need_package(package, "the page")
+
 import jinja2
 import markupsafe
 import torch
@@ -23,7 +31,6 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import JavascriptLexer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import climb, compare, pictures, report_data, report_model, sweep
 from benchmarks.common import (
     RESULTS,
@@ -33,8 +40,6 @@ from benchmarks.common import (
     what_it_depends_on,
 )
 from benchmarks.report_steps import climbed_steps, step, worths
-from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

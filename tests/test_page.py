@@ -2,7 +2,10 @@
 
 import json
 import re
+import runpy
 import shutil
+import sys
+from itertools import accumulate
 
 import conftest
 import pytest
@@ -82,6 +85,9 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     marks = page.evaluate(MARKS)
     assert set(marks["old"]) == {'"−"'} and set(marks["new"]) == {'"+"'} and not marks["same"]
     assert len(set(marks["colours"])) == 2
+    # So is what changed within a line.
+    changed = page.locator('.change > .new [class$="-Changed"]').first
+    assert "underline" in changed.evaluate("e => getComputedStyle(e).textDecorationLine")
     # Beside sections stands what they are worth. Two columns where there is room, else one.
     worth = page.locator("h4 ~ details .worth").all_inner_texts()
     assert any("RoPE → no positions: +0.300 ± 0.283" in each for each in worth)
@@ -112,9 +118,9 @@ def test_a_token_tells_what_was_expected(browser, address):
         assert f"{name.split('_')[0]} {of['bits_per_byte']:.2f}" in headline
     expected = page.locator("#expected")
 
-    def shown() -> tuple[list[str], list[float]]:
+    def shown(part) -> tuple[list[str], list[float]]:
         cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-        rows = expected.locator("tr").evaluate_all(cells)
+        rows = part.locator("tr").evaluate_all(cells)
         return [row[0] for row in rows], [float(row[1].strip("%")) for row in rows]
 
     def should_be(name: str, number: int) -> tuple[list[str], list[float]]:
@@ -123,11 +129,22 @@ def test_a_token_tells_what_was_expected(browser, address):
         return [report.visible(name) for name in names], [p / 100 for p in top[1::2]]
 
     def check(name: str, number: int) -> None:
-        tokens, percents = shown()
-        assert (tokens, percents) == (should_be(name, number)[0], pytest.approx(percents))
-        assert percents == pytest.approx(should_be(name, number)[1], abs=0.51)
-        assert len(tokens) == 10 and name in expected.inner_text()
-        assert report.visible(data[name]["tokens"][number][0]) in expected.inner_text()
+        """All five tell of the place where token `number` of version `name` begins."""
+        place = len("".join(token[0] for token in data[name]["tokens"][:number]).encode())
+        pointed = expected.locator("> .pointed")
+        assert pointed.count() == 1 and pointed.inner_text().startswith(name[:2])
+        for other, part in zip(VERSIONS, expected.locator("> div").all()):
+            ends = accumulate(len(token[0].encode()) for token in data[other]["tokens"])
+            at = next(i for i, end in enumerate(ends) if end > place)
+            assert other != name or at == number
+            token, bits, _, rank, _ = data[other]["tokens"][at]
+            came = part.locator("p").inner_text()
+            assert came == f"{other[:2]} {report.visible(token)} guess {rank:,}, {bits:.1f} bits"
+            tokens, percents = shown(part)
+            assert len(tokens) == 10 and tokens == should_be(other, at)[0]
+            assert percents == pytest.approx(should_be(other, at)[1], abs=0.51)
+            chosen = paragraphs.nth(VERSIONS.index(other)).locator(".chosen")
+            assert chosen.all_inner_texts() == [token.replace("\n", "⏎\n")]
 
     paragraphs.nth(4).locator("span").nth(5).hover()
     check(VERSIONS[4], 5)
@@ -138,7 +155,7 @@ def test_a_token_tells_what_was_expected(browser, address):
 
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
     page.goto(address)
-    expected = page.locator("#expected")
+    expected, paragraphs = page.locator("#expected"), page.locator(".coloured")
     token = page.locator(".coloured").nth(2).locator("span").nth(9)
     token.scroll_into_view_if_needed()
     token.tap()
@@ -385,6 +402,37 @@ def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
     assert all(page.locator(f"h2#{target}").count() == 1 for target in targets)
     page.close()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everyone_can_use_the_page(browser, address, width, colours):
+    """By axe-core's rules, all of the page unfolded."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=colours)
+    page.goto(address)
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    found = axe.Axe().run(page).response
+    assert len(found["passes"]) > 20  # it did look
+    told = [
+        (each["id"], each["help"], each["nodes"][0]["html"][:200], len(each["nodes"]))
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert told == []
+    page.close()
+
+
+@pytest.mark.parametrize("package", ["jinja2", "pygments"])
+def test_a_package_that_is_missing_is_named_in_a_line(package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(report.__file__, run_name="__main__")
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "\n" not in said
+    assert said == f"error: the page needs a package that is not installed: pip install {package}"
 
 
 def test_a_run_that_cannot_be_shown_is_refused_in_a_line(finished_runs, tmp_path, capsys):
