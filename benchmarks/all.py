@@ -6,7 +6,7 @@
     python benchmarks/all.py --budget 90            what fits into 90 minutes
     python benchmarks/all.py --readme               measure nothing, write all tables again
 
-Each part is a command of README.md in this folder, and should have the machine to itself. The code
+Each part is a command of the READMEs, and should have the machine to itself. The code
 must be committed; results need not be, and change nothing (`code` in records.py tells of what they
 are). What each part took, and on which commit, is kept in results/all.json. If stopped, run it
 again: a part goes on where it was, as far as its command can. One that fails is told at the end.
@@ -41,7 +41,6 @@ PARTS = {  # folder of results -> command, and minutes where it was not timed ye
     "scale": ("scale.py", 5),
     "faults": ("faults.py", 15),
     "soak": ("soak.py", 15),
-    "engines": ("engines.py", 10),
 }
 WRITTEN = ("benchmarks/results", "benchmarks/README.md", "v4_modern/README.md")
 
