@@ -6,10 +6,10 @@
     python benchmarks/all.py --budget 90            what fits into 90 minutes
     python benchmarks/all.py --readme               measure nothing, write all tables again
 
-Each part is a command of the READMEs, and should have the machine to itself. The code
-must be committed; results need not be, and change nothing (`code` in records.py tells of what they
-are). What each part took, and on which commit, is kept in results/all.json. If stopped, run it
-again: a part goes on where it was, as far as its command can. One that fails is told at the end.
+Each part is a command of the READMEs, and should have the machine to itself. The code must be
+committed; results need not be (records.py: `code`). What each part took, and on which commit, is
+kept in results/all.json. If stopped, run it again: a part goes on where it was, as far as its
+command can.
 """
 
 import shlex
@@ -110,8 +110,7 @@ def measure_all(names: Sequence[str], commit: str, options: Options) -> None:
     """Run the parts of these `names`; UserError if some failed, or the code changed meanwhile."""
     ends, failed = time.monotonic() + 60 * options.budget, []
     for number, name in enumerate(names, 1):
-        left = (ends - time.monotonic()) / 60
-        if minutes(name) > left:
+        if minutes(name) > (ends - time.monotonic()) / 60:
             print(f"{name}: left out, since it takes {minutes(name):.0f} minutes", flush=True)
             continue
         rest = f"{sum(map(minutes, names[number - 1 :])):,.0f} minutes left"
