@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations, pictures
 from benchmarks.budgets import Budget, run_all
+from benchmarks.command import publish
 from benchmarks.common import (
     RESULTS,
     check_name,
@@ -506,7 +507,7 @@ def main(arguments: list[str] | None = None) -> None:
             climb(options)
         results = read_json(RESULTS / options.name / "results.json")
         figures = {"climb.png": pictures.draw_climb(summarize(results))}
-        pictures.publish(RESULTS / options.name, report(results), figures, options.readme)
+        publish(RESULTS / options.name, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 import toy
 from conftest import load_version, random_model, small_arguments, small_config, small_text
 
-from benchmarks import ablations, pictures, sweep
+from benchmarks import ablations, common, pictures, sweep
 from shared.files import UserError, read_json
 
 V4 = load_version("v4_modern")
@@ -226,7 +226,7 @@ def test_runs_are_of_equal_text_patched_by_name_and_kept(
     corpus_file, monkeypatch, tmp_path, started
 ):
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
-    monkeypatch.setattr(sweep, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
     asked = f"--ablate --what gelu bytes --bytes 12000 --seeds 1 --jobs 2 --data {corpus_file}"
     sweep.main(asked.split())
     sweep.main(asked.split())  # nothing is left to do

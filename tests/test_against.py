@@ -4,7 +4,7 @@ import pytest
 import toy
 from conftest import ROOT
 
-from benchmarks import against
+from benchmarks import against, common
 from shared.files import UserError, read_json
 
 
@@ -25,7 +25,8 @@ def started(monkeypatch, tmp_path):
 
     monkeypatch.setattr(against, "run", run)
     monkeypatch.setattr(against, "checked_out", lambda commit: tmp_path / "worktree")
-    monkeypatch.setattr(against, "RESULTS", tmp_path)
+    for module in (against, common):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
     return runs
 
 

@@ -129,7 +129,7 @@ def elsewhere(monkeypatch, tmp_path):
     """Runs and results of the commands below go to a folder of the test."""
     for module in (compare, sweep):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -372,7 +372,7 @@ def test_readme_without_a_block_of_the_results_shows_their_origin(module, tmp_pa
     results = shutil.copytree(common.RESULTS, tmp_path / "results")
     readme = tmp_path / "README.md"
     readme.write_text(common.readme_with(README, "origins", "of long ago"), encoding="utf-8")
-    for of in (common, module):
+    for of in {common, module} - {compare, soak}:
         monkeypatch.setattr(of, "RESULTS", results)
     monkeypatch.setattr(common, "README", readme)
     monkeypatch.setattr(climb, "TOUR", shutil.copy(climb.TOUR, tmp_path / "TOUR.md"))

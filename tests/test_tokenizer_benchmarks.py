@@ -153,7 +153,7 @@ def test_scale_writes_its_text_again_and_measures_it(tmp_path):
     counts = {word: words.count(word) for word in words[:: scale.NEW_WORDS]}
     assert set(counts.values()) == {1}  # the new ones
     for task in scale.TASKS:
-        assert scale.measure(task, str(text), "300")["seconds"] > 0
+        assert scale.measure(task, text, 300)["seconds"] > 0
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
     ids = open_token_file(tmp_path / "a.txt.bin", json_sha256(tokenizer.to_json()))
     assert tokenizer.decode(ids[1:].tolist()) == text.read_text(encoding="utf-8")

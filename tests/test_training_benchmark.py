@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_version, small_config
 
-from benchmarks import race, trainers, training
+from benchmarks import common, race, trainers, training
 from benchmarks.trainers import NanoGPTTrainer, V4Trainer, complete_run, load_nanogpt
 from shared.files import UserError, read_json
 
@@ -252,7 +252,7 @@ def test_wider_means_more_heads_feed_forward_and_windows_too(small_v4, monkeypat
     monkeypatch.setattr(
         training, "make_v4", lambda data, **options: asked.update(options) or (small_v4, 2.5)
     )
-    monkeypatch.setattr(training, "measure_memory", lambda data, options: {})
+    monkeypatch.setattr(training, "in_new_process", lambda *_: {})
     row, shipped = training.measure_wider(training.Options(), 3), load_version("v4_modern").Config()
     assert asked.pop("feed_forward_size") == 3 * shipped.feed_forward_size
     assert {name: value / getattr(shipped, name) for name, value in asked.items()} == dict.fromkeys(
@@ -384,7 +384,7 @@ def quick(monkeypatch, tmp_path, corpus_file):
     # To compile takes half a minute.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, dynamic: None)
     monkeypatch.setattr(training, "ROOT", tmp_path)
-    monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
     monkeypatch.setattr(training, "measure_wider", lambda options, times: WIDE)
     monkeypatch.setattr(
