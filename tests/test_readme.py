@@ -196,6 +196,16 @@ def test_what_was_found_stands_in_the_table_that_it_points_to():
             assert forms & cells, (number, place)
 
 
+def test_every_benchmark_stands_in_the_index_with_its_command_and_time():
+    index = TEXTS["benchmarks/README.md"].partition("<!-- results")[0]
+    rows = re.findall(r"(?m)^\| .* \| `(.*)` \| (.*) \|$", index)
+    listed = [f"python benchmarks/{command}  # {time}" for command, time in rows]
+    measured = re.findall(r"(?m)^    (python benchmarks/.*)$", TEXTS["benchmarks/README.md"])
+    assert sorted(listed) == sorted(measured)
+    programs = {p.name for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()}
+    assert programs == set(re.findall(r"\w+\.py", index))
+
+
 def slug(title: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
