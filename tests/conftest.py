@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -23,15 +24,18 @@ import shared.run
 from benchmarks import common
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
 from benchmarks.faults import without_times
-from shared.files import atomic_write
+from shared.corpora import Corpus, load_corpus
+from shared.files import atomic_write, lock
 
 slow = [HealthCheck.too_slow]  # a busy machine is
 settings.register_profile(
     "tests", deadline=None, max_examples=60, print_blob=True, suppress_health_check=slow
 )
 settings.load_profile("tests")
-CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
-os.environ["LADDER_CACHE"] = CACHE.name  # never the user's cache
+CACHE = None  # never the user's
+if "PYTEST_XDIST_WORKER" not in os.environ:  # those that xdist starts share it
+    CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
+    os.environ["LADDER_CACHE"] = CACHE.name
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
@@ -40,7 +44,8 @@ if hasattr(os, "register_at_fork"):  # a child killed with tqdm's lock in hand w
 
 
 def pytest_unconfigure() -> None:
-    CACHE.cleanup()  # here, for xdist's processes end without looking back
+    if CACHE:
+        CACHE.cleanup()
 
 
 def sketch(rows: list[dict], picture: Path, title: str) -> None:
@@ -123,6 +128,15 @@ def small_text(n_documents: int = 60, seed: int = 0) -> str:
 @pytest.fixture(params=VERSIONS)
 def version(request) -> ModuleType:
     return load_version(request.param)
+
+
+@pytest.fixture(scope="session")
+def pydocs() -> Corpus:
+    """Which takes seconds to prepare, so one of xdist's processes does it for all."""
+    with open(Path(os.environ["LADDER_CACHE"]) / "pydocs.lock", "w") as file:
+        while not lock(file):
+            time.sleep(0.1)
+        return load_corpus("pydocs")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -518,7 +519,7 @@ def test_a_vocabulary_that_the_text_cannot_fill_resumes(version, tmp_path):
 def test_runs_from_any_working_directory(name, corpus_file, tmp_path):
     arguments = small_arguments(load_version(name), data=str(corpus_file), out="run")
     command = [sys.executable, str(ROOT / name / "train.py"), *arguments]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    result = forked.run(command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left - {"best.pt"} == FILES  # which is there if the last evaluation was not the best

@@ -143,7 +143,7 @@ def test_it_says_what_text_there_is(pages, monkeypatch, tmp_path, capsys):
         assert "no translated manual pages" in capsys.readouterr().out
 
 
-def test_scale_writes_its_text_again_and_measures_it(tmp_path):
+def test_scale_writes_its_text_again_and_measures_it(pydocs, tmp_path):
     for name in ("a.txt", "b.txt"):
         scale.make_text(tmp_path / name, 300_000)
     text = tmp_path / "a.txt"
@@ -159,7 +159,7 @@ def test_scale_writes_its_text_again_and_measures_it(tmp_path):
     assert tokenizer.decode(ids[1:].tolist()) == text.read_text(encoding="utf-8")
 
 
-def test_scale_ends_its_text_where_no_progress_is_shown(monkeypatch, tmp_path):
+def test_scale_ends_its_text_where_no_progress_is_shown(pydocs, monkeypatch, tmp_path):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(scale, "progress", partial(progress, disable=True))  # TQDM_DISABLE=1
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
