@@ -21,7 +21,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import shared.run
-from benchmarks import common
+from benchmarks import common, faults
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
 from benchmarks.faults import without_times
 from shared.corpora import Corpus, load_corpus
@@ -39,6 +39,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # those that xdist starts share it
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+os.fsync = lambda file: None  # no test cuts the power, and a disk takes 10 ms each time
 if hasattr(os, "register_at_fork"):  # a child killed with tqdm's lock in hand would keep it for all
     os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
@@ -156,8 +157,9 @@ def started(monkeypatch) -> list[list[str]]:
         commands.append(command)
         return forked.Popen(command, **options)
 
-    ours = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(common, "subprocess", ours)
+    for module in (common, faults):
+        parts = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start, **parts))
     return commands
 
 

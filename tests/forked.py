@@ -9,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.reduction import DupFd
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -22,15 +25,25 @@ PRELOADED = ["pytest", "torch", "torch._dynamo", "tyro", "regex", "matplotlib.py
 ASKING = threading.Lock()
 
 
-def act(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[str]) -> None:
+class Output:
+    """An open file of this process, which is another number in one that it is sent to."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return methodcaller("detach"), (DupFd(self.file.fileno()),)
+
+
+def act(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[int]) -> None:
     """Do what `python` does with the `arguments`: -c and code, -m and a module, or a file."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))  # it was read at the import
     for number, output in enumerate(outputs, 1):
-        with open(output, "ab") as file:
-            os.dup2(file.fileno(), number)
+        os.dup2(output, number)
+        os.close(output)
     ours = {str(HERE), str(HERE.parent)}  # which no program finds unless it looks there
     sys.path[:] = [path for path in sys.path if path not in ours]
     first, *rest = arguments
@@ -46,16 +59,23 @@ def act(arguments: list[str], environment: dict[str, str], folder: str, outputs:
 
 
 class Popen:
-    """The part of subprocess.Popen that the benchmarks use; the command begins with Python."""
+    """The part of subprocess.Popen that we use; the command begins with Python."""
 
-    def __init__(self, command, stdout, stderr, env=None, cwd=None):
+    def __init__(self, command, stdout, stderr, env=None, cwd=None, encoding=None, preexec_fn=None):
+        assert preexec_fn is None
+        if stdout == subprocess.PIPE:
+            read, write = os.pipe()
+            self.stdout, stdout = open(read, encoding=encoding), open(write, "wb")
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)
-        command, outputs = list(map(str, command[1:])), [stdout.name, stderr.name]
+        command, outputs = list(map(str, command[1:])), [Output(stdout), Output(stderr)]
         environment, folder = dict(env or os.environ), str(cwd or os.getcwd())
         self.process = server.Process(target=act, args=(command, environment, folder, outputs))
         with ASKING:
             self.process.start()
+        if hasattr(self, "stdout"):
+            stdout.close()
+        self.send_signal = partial(os.kill, self.process.pid)
 
     @property
     def returncode(self):

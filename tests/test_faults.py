@@ -154,7 +154,7 @@ def test_a_run_killed_at_its_writes_is_the_untouched_one(subject, tmp_path, monk
     assert difference(subject.folder / "untouched" / "run", run) == ""
 
 
-def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
+def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch, started):
     if subject.version != "v4_modern":
         pytest.skip("one process is enough: the others are killed above")
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
@@ -165,7 +165,7 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
-def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
+def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch, started):
     stopped = Subject("v0_bigram", corpus_file, tmp_path, faults.SIZES)
     assert stopped.untouched.status == 0
     monkeypatch.setattr(faults, "moments", lambda *_: [("step", 3, 0.0, signal.SIGINT)])
