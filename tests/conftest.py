@@ -65,6 +65,13 @@ def real_pictures(monkeypatch) -> None:
     monkeypatch.setattr(shared.run, "draw_loss", draw_loss)
 
 
+def each_once(values: list) -> list[tuple]:
+    """Each of the values with v4, and one of them with every other version, in turn: for what is in
+    shared/, or in sections that are the same in all versions, and takes long."""
+    of_others = [(name, values[i % len(values)]) for i, name in enumerate(VERSIONS[:-1])]
+    return [(VERSIONS[-1], value) for value in values] + of_others
+
+
 def by_characters(version: ModuleType) -> bool:
     """Whether the version's tokens are characters: then it knows only those it has seen."""
     return version.__name__ in ("ladder_v0_bigram", "ladder_v1_char_transformer")
@@ -126,7 +133,7 @@ def small_text(n_documents: int = 60, seed: int = 0) -> str:
     return "<|endoftext|>".join(documents)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=VERSIONS)  # a test may name others
 def version(request) -> ModuleType:
     return load_version(request.param)
 
