@@ -16,6 +16,7 @@ origins in README.md here.
 
 import ast
 import difflib
+import functools
 import json
 import re
 import shutil
@@ -200,6 +201,7 @@ def compose_header(number: int, code: str, takes: set[str]) -> str:
     return "\n".join(blocks) + "\n\n"
 
 
+@functools.cache
 def names_used(code: str) -> set[str]:
     """The names that `code` reads from its module, or would: not those of local variables."""
     used, tables = set(), [symtable.symtable(code, "train.py", "exec")]
