@@ -134,20 +134,6 @@ def test_a_race_goes_on_with_its_own_text_alone(corpus_file):
         race.Race(None, str(corpus_file), 10, 1, {"text": RACE["text"]}, None)
 
 
-def test_a_race_that_was_stopped_can_be_told():
-    for known in ("machine", "step_seconds"):
-        part = {name: RACE[name] for name in list(RACE)[: list(RACE).index(known) + 1]}
-        assert training.report(RESULTS | {"nanogpt": part})
-
-
-def test_the_picture_has_the_parts_and_the_runs():
-    bars, lines = training.draw(RESULTS).axes
-    assert [bar.get_width() for bar in bars.patches] == [1000 * s for s in SECONDS.values()][:-1]
-    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines.lines]
-    assert len(ends) == len(RACE["runs"]) - 1 and (pytest.approx(5.0), 2.0) in ends
-    assert (pytest.approx(3.0), 2.4) in ends  # 20 steps of v4 and its tokenizer
-
-
 # ---- what is measured ----
 
 
@@ -424,7 +410,6 @@ def test_the_command_trains_goes_on_and_is_not_run_twice(
         ("--nanogpt nowhere", "git clone https://github.com/karpathy/nanoGPT"),
         ("--seeds 0", "--seeds"),
         ("--processes 0 2", "--processes"),
-        ("--name nowhere --readme", "results.json"),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(arguments, said, capsys):
