@@ -66,8 +66,8 @@ def real_pictures(monkeypatch) -> None:
 
 
 def each_once(values: list) -> list[tuple]:
-    """Each of the values with v4, and one of them with every other version, in turn: for what is in
-    shared/, or in sections that are the same in all versions, and takes long."""
+    """(version, value): each of the values with the last version, and with each other version one
+    of them. For what takes long and is in shared/, or in sections that are the same in all."""
     of_others = [(name, values[i % len(values)]) for i, name in enumerate(VERSIONS[:-1])]
     return [(VERSIONS[-1], value) for value in values] + of_others
 
