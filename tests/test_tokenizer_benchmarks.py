@@ -55,6 +55,10 @@ def test_shares_and_speeds_are_of_the_right_clock():
     assert "| v4 on one core: train |  | 0.33 |" in text  # 3 / 9
     assert "| train | v4 | 4.000 | 0.5 | 1.00 |" in text
     assert "| train | v4 | 3.000 | 0.7 | 1.00 |" in text
+    one_core, _, _, two_cores, *_ = tokenizers.draw(TOY).axes
+    for panel, speeds in ((one_core, (0.5, 0.4)), (two_cores, (2 / 3, 1.0))):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+        assert lines == {who: [[2.0, s]] for who, s in zip(("v4", "rustbpe"), speeds)}
 
 
 @pytest.mark.parametrize("who", tokenizers.SAME_IDS)
