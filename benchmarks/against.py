@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import RESULTS, check_name, load_version, markdown, on_machine
-from benchmarks.pictures import axes_of, publish
-from benchmarks.records import code, kept, read_results, write_results
-from shared.command_line import clear_errors, parse_options
+from benchmarks.pictures import axes_of
+from benchmarks.records import code, kept, write_results
 from shared.files import ROOT, UserError, read_json
 from shared.terminal import progress
 
@@ -104,7 +104,7 @@ def run(program: Path, out: Path, options: dict[str, object]) -> dict:
     return kept | {"whole": whole, "peak": peak}
 
 
-def measure(options: Options, folder: Path) -> None:
+def measure(options: Options) -> dict:
     """All runs, in turns; those of the same question and the same code that are in results.json are
     kept."""
     program = Path(options.version) / "train.py"
@@ -113,7 +113,7 @@ def measure(options: Options, folder: Path) -> None:
     builds = [(options.commit, theirs, shipped)]
     builds += [(NOW, ROOT / program, steps) for steps in options.steps or [shipped]]
     asked = {"build": options.commit, "version": options.version, "data": options.data}
-    path = folder / "results.json"
+    path = RESULTS / options.name / "results.json"
     results = kept(path)
     if results.get("asked") != asked:
         results = {"asked": asked, "runs": []}
@@ -129,6 +129,7 @@ def measure(options: Options, folder: Path) -> None:
                 results["runs"].append(of | run(path_of, out, given))
                 write_results(path, results)
             bar.update()
+    return results
 
 
 def rows_of(results: dict) -> list[dict]:
@@ -184,14 +185,12 @@ def draw(results: dict) -> Figure:
     return figure
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"against.png": draw(results)}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            measure(options, folder)
-        results = read_results(folder / "results.json")
-        publish(folder, report(results), {"against.png": draw(results)}, options.readme)
+    run_benchmark(Options, arguments, measure, show)
 
 
 if __name__ == "__main__":
