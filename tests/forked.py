@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-# What takes long to import; torch's optimizers import torch._dynamo at their first step.
+# What takes long to import; torch's own optimizers import torch._dynamo at their first step.
 PRELOADED = ["pytest", "torch", "torch._dynamo", "tyro", "regex", "matplotlib.pyplot"]
 # A process that starts asks how all others ended, so two threads may read the one answer that there
 # is: the second finds nothing, and takes that for status 255.
