@@ -10,8 +10,8 @@ import sys
 import tempfile
 import threading
 from functools import partial
+from multiprocessing import reduction
 from multiprocessing.connection import wait
-from multiprocessing.reduction import DupFd
 from operator import methodcaller
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Output:
         self.file = file
 
     def __reduce__(self):
-        return methodcaller("detach"), (DupFd(self.file.fileno()),)
+        return methodcaller("detach"), (reduction.DupFd(self.file.fileno()),)
 
 
 def act(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[int]) -> None:
