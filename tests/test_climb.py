@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 import toy
-from conftest import random_model, small_arguments, small_config, small_text
+from conftest import random_model, small_arguments, small_config
 
 from benchmarks import ablations, budgets, climb
 from benchmarks.common import load_program, record, sections, sections_of
@@ -114,7 +114,7 @@ def test_a_diff_is_between_neighbours(capsys):
         assert stop.value.code == 2 and "--show" in capsys.readouterr().err
 
 
-# ---- what every version must do ----
+# ---- what every version must do, and is not in sections that no step changes ----
 
 
 def test_a_step_trains_goes_on_where_it_stopped_and_writes(
@@ -150,17 +150,6 @@ def test_no_token_sees_what_follows(step):
     torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-5, rtol=1e-5)
     assert not torch.equal(before[:, 9], after[:, 9])
     assert not torch.allclose(before[:, 15], after[:, 15], atol=1e-3)  # and sees what came before
-
-
-def test_a_score_does_not_depend_on_the_batch(step):
-    tokenizer = step.Tokenizer.train([small_text()], 300)
-    model, _ = random_model(step, vocab_size=tokenizer.vocab_size)
-    end = tokenizer.special_tokens["<|endoftext|>"]
-    tokens = torch.tensor([end, *tokenizer.encode(small_text(1)), end]).numpy()
-    scores = [step.evaluate(model, tokens, tokenizer, 16, batch) for batch in (1, 3, 64)]
-    for nats, n_bytes in scores:
-        assert n_bytes == len(small_text(1))
-        assert nats == pytest.approx(scores[0][0], rel=1e-5)
 
 
 def test_writing_with_a_cache_is_writing_without_one(step):
