@@ -124,7 +124,8 @@ def test_kinds_of_characters_are_tiktokens(kind):
     unknown = {c for c, is_kind in zip(CHARACTERS, kind_at_tiktokens("Cn")) if is_kind}
     assert len(ours & theirs) > 1500
     assert ours - theirs <= unknown
-    assert theirs - ours <= ({"\u0295"} if kind == "Ll" else set())  # has no case any more
+    younger = {c for c in theirs - ours if regex.match(r"\p{Cn}", c)}  # with an older `regex`
+    assert theirs - ours - younger <= ({"\u0295"} if kind == "Ll" else set())  # lost its case
 
 
 def test_words_of_an_unknown_split_are_cut_only_at_special_tokens(monkeypatch):
