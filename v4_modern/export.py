@@ -31,7 +31,7 @@ from shared.model_table import build
 from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.model_files import qwen3_config, save_weights
-from v4_modern.tokenizer_files import save_hugging_face
+from v4_modern.tokenizer_files import FILLER, PAD, save_hugging_face, spelled_vocab
 
 import tyro
 
@@ -117,6 +117,7 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
     except (LookupError, TypeError, ValueError):
         raise UserError(f"{folder / 'summary.json'} is damaged") from None
     ends = {"bos_token_id": end, "eos_token_id": end}
+    ends["pad_token_id"] = spelled_vocab(tokenizer)[FILLER]
     sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
     if config.temperature:
         sampling |= {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
@@ -125,16 +126,19 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
         shutil.rmtree(unfinished)
     new = Path(mkdtemp(prefix=".unfinished-", dir=out))
     try:
-        save_weights(run.model.state_dict(), new / "model.safetensors")
+        save_weights(run.model, new / "model.safetensors")
         write_json(new / "config.json", qwen3_config(config) | ends)
         write_json(new / "generation_config.json", ends | sampling)
-        save_hugging_face(tokenizer, new / "tokenizer.json", begin=text)
+        save_hugging_face(tokenizer, new / "tokenizer.json", begin=text, pad=True)
         write_json(
             new / "tokenizer_config.json",
             {
-                "tokenizer_class": "PreTrainedTokenizerFast",
+                "tokenizer_class": "PreTrainedTokenizerFast",  # without, Qwen2's, and its split
+                "model_input_names": ["input_ids", "attention_mask"],
                 "bos_token": text,
                 "eos_token": text,
+                "pad_token": PAD,
+                "padding_side": "left",  # where generating needs it
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": config.context_length,
             },
