@@ -112,7 +112,7 @@ def test_sizes_are_as_the_table_says():
     sizes = re.findall(r"(?m)^\| [^|]* \| ([\d,]{9,}) \| \d\.\de\d+ \|", ALL)
     long = (c for c in COMMANDS if "--vocab-size" in c and "--feed-forward-size" in c)
     presets = ["python v4_modern/train.py", *long]
-    assert len(sizes) == len(presets) == 4
+    assert len(sizes) == len(presets) == 6
     for command, size in zip(presets, sizes):
         arguments = shlex.split(command, comments=True)[2:]
         with torch.device("meta"):

@@ -138,7 +138,6 @@ def export(folder: Path, out: Path, best: bool = False) -> None:
                 "bos_token": text,
                 "eos_token": text,
                 "pad_token": PAD,
-                "padding_side": "left",  # where generating needs it
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": config.context_length,
             },
