@@ -1,7 +1,9 @@
 """Corpora and token files."""
 
+import ast
 import errno
 import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
@@ -275,6 +277,15 @@ def test_a_damaged_corpus_in_the_cache_is_named(tmp_path, name):
     path.mkdir()
     with pytest.raises(UserError, match="is damaged: delete it and run again"):
         load_corpus(source)
+
+
+def test_docstrings_are_found_in_the_order_of_a_walk():
+    nested = "class A:\n def f(): \n  try:\n   class B: pass\n  except E:\n   def g(): lambda: 0\n"
+    nested += "match x:\n case 1:\n  async def h(): [i for i in ()]\nwith y:\n def k(): pass\n"
+    for source in (nested, inspect.getsource(inspect), inspect.getsource(shutil)):
+        tree = ast.parse(source)
+        kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+        assert [*corpora._documented(tree)] == [n for n in ast.walk(tree) if isinstance(n, kinds)]
 
 
 def test_pydocs_is_prose_and_the_same_each_time(tmp_path, monkeypatch):
