@@ -293,7 +293,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data, config.text_field)
+    corpus = load_corpus(config.data, config.text_field, tokenizer)
     is_long, vocab_size = fast_bpe.is_long(corpus.train), config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
