@@ -23,7 +23,7 @@ from transformers import (
 from benchmarks.common import open_run
 from shared.model_table import build, measure
 from shared.splits import SPLITS
-from v4_modern import command_line, model_files
+from v4_modern import command_line, encode, model_files
 
 v4 = load_version("v4_modern")
 TEXTS = ["It's 42, the cat\n\n  said:\tno", "e\u0301 漢字 <think>so</think> <|im_end|>", ""]
@@ -98,6 +98,21 @@ def test_logits_text_and_ids_are_transformers(folder):
     for text in TEXTS:
         assert tokenizer.encode(text) == theirs(text)["input_ids"]
     assert tokenizer.decode([300, 72, 319]) == tokenizer.decode([72])  # rows without a token
+
+
+def test_a_room_far_beyond_the_tokens_is_not_made(folder, tmp_path):
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    for rows, ids in ((320, 320), (294, 294), (100, 294), (10**12, 294), ("many", 294)):
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+        assert v4.Tokenizer.load(tmp_path).vocab_size == ids
+
+
+def test_ids_made_by_its_tokenizer_can_be_trained_on(folder, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat <think>\n" * 60, encoding="utf-8")
+    ids = tmp_path / "ids.npy"
+    encode.main([str(tmp_path / "text.txt"), str(ids), "--tokenizer", str(folder)])
+    v4.main(arguments(folder, tmp_path, data=ids, steps=1))
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def as_older_versions_write(settings: dict) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from shared import command_line
 from shared.command_line import (  # noqa: F401 - v4 uses them as they are
     check_config,
+    given_tokenizer,
     pick_device,
     pick_dtype,
     whole_path,
@@ -27,10 +28,8 @@ from shared.terminal import ended_by
 from shared.token_files import is_token_data
 from v4_modern.model_files import read_sizes
 from v4_modern.parallel import is_first, processes
-from v4_modern.tokenizer_files import with_room
 
 ConfigType = TypeVar("ConfigType")  # v4's Config
-T = TypeVar("T")
 LOST = "another process of this run ended or is unreachable: --resume continues from the checkpoint"
 
 
@@ -153,17 +152,3 @@ def _with_tokenizer(config: ConfigType, arguments: Sequence[str] | None) -> Conf
         raise UserError("--vocab-size is for training a tokenizer: omit it or --tokenizer")
     need_own_split(config)
     return dataclasses.replace(config, tokenizer=whole_path(config.tokenizer))
-
-
-def given_tokenizer(tokenizer_class: type[T], config: ConfigType) -> T | None:
-    """As in the other versions; that of --init-from gets as many ids as the model has embeddings,
-    which are often more than there are tokens."""
-    tokenizer = command_line.given_tokenizer(tokenizer_class, config)
-    if not config.init_from or config.resume:
-        return tokenizer
-    if not tokenizer.vocab_size <= config.vocab_size <= 2 * tokenizer.vocab_size + 1000:
-        raise UserError(
-            f"{config.tokenizer} has {tokenizer.vocab_size:,} ids, which do not fit the "
-            f"{config.vocab_size:,} rows of the model's embedding"
-        )
-    return with_room(tokenizer_class, tokenizer, config.vocab_size)

@@ -150,9 +150,12 @@ def foreign(tokenizer_class: type[T]) -> type[T]:
     return Foreign
 
 
-def with_room(tokenizer_class: type[T], tokenizer: T, n: int) -> T:
-    """`tokenizer` with `n` ids: those beyond its own stand for no bytes."""
-    if tokenizer.vocab_size == n:
+def with_room(tokenizer_class: type[T], tokenizer: T, path: Path) -> T:
+    """`tokenizer`, of the file `path`, with as many ids as the model in config.json beside it has
+    embeddings: often some more, which stand for no bytes."""
+    config, size = path.with_name("config.json"), tokenizer.vocab_size
+    n = read_json(config).get("vocab_size") if config.is_file() else 0
+    if type(n) is not int or not size < n <= 2 * size + 1000:  # far more would fill the memory
         return tokenizer
     spelled, special = [""] * n, tokenizer.special_tokens
     for text, i in spelled_vocab(tokenizer).items():
@@ -235,7 +238,7 @@ def load_foreign(tokenizer_class: type[T], path: str | Path) -> T | None:
         return None
     if path.name in ("vocab.json", "encoder.json") and not isinstance(saved.get("model"), dict):
         return load_gpt2(tokenizer_class, path)  # "kind" and "model" are tokens
-    return load_hugging_face(tokenizer_class, path)
+    return with_room(tokenizer_class, load_hugging_face(tokenizer_class, path), path)
 
 
 def save_gpt2(tokenizer: object, folder: str | Path) -> None:
