@@ -91,7 +91,7 @@ class Questions:
     prompts: list[str]
     starts: list[list[int]]  # the prompts' ids, behind that of the begin token
     documents: list[str]  # to be scored, from validation text
-    tokens: int = TOKENS
+    tokens: int
 
     def converted(self, command: str) -> Path:
         """Run `command`, in which my_model and RUN stand for this one's, and what else begins with
@@ -187,6 +187,7 @@ def ask_llama_cpp(asked: Questions, command: str) -> Answer:
     model = llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
     options = llama_cpp.LlamaContextParams()
     options.n_ctx, options.type_k, options.type_v = 512, 0, 0  # 0: float32
+    options.flash_attn_type = 0  # off: it would compute in float16
     for unread in asked.starts:
         context = llama_cpp.LlamaContext(model, options)
         choice = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
@@ -314,8 +315,7 @@ ENGINES = {
         ("cyllama", "gguf"),
         ask_llama_cpp,
         "python v4_modern/export.py RUN my_model.gguf",
-        "with a cache in float32, too (`-ctk f32 -ctv f32`); its own converter knows no "
-        "vocabulary that is new",
+        "with `-ctk f32 -ctv f32 -fa off`; otherwise its cache and its attention are in float16",
     ),
     "ctranslate2": Engine(
         ("ctranslate2", "transformers"),
@@ -474,6 +474,7 @@ def compare(options: Options) -> dict:
         prompts=list(PROMPTS),
         starts=[[end, *tokenizer.encode(prompt)] for prompt in PROMPTS],
         documents=[text[:100] for _, text in zip(range(40), documents)],
+        tokens=TOKENS,
     )
     longest = max(map(len, asked.starts)) + asked.tokens
     if longest > run.config.context_length:
@@ -509,7 +510,8 @@ def report(results: dict) -> str:
             know = "" if "failed" in row else engine.know.format(**row["numbers"])
             cells = [f"failed: {row['failed']}" if "failed" in row else row.get("greedy", "")]
             cells += [row.get("ids", ""), know]
-            table.append([f"{name} {row['version']}", f"`{engine.command}`", *cells])
+            cells = [f"{name} {row['version']}", f"`{engine.command}`", *cells]
+            table.append([cell.replace("|", "\\|") for cell in cells])
     about = (
         f"Same text: of {len(PROMPTS)} prompts, those that {TOKENS} greedy tokens follow as in v4, "
         f"in float32; same ids: of {len(ODD_TEXTS)} odd texts. llama.cpp is that of the package "
