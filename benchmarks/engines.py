@@ -187,7 +187,7 @@ def ask_llama_cpp(asked: Questions, command: str) -> Answer:
     model = llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
     options = llama_cpp.LlamaContextParams()
     options.n_ctx, options.type_k, options.type_v = 512, 0, 0  # 0: float32
-    options.flash_attn_type = 0  # off: it would compute in float16
+    options.flash_attn_type = 0  # off: it would round more
     for unread in asked.starts:
         context = llama_cpp.LlamaContext(model, options)
         choice = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
@@ -315,7 +315,7 @@ ENGINES = {
         ("cyllama", "gguf"),
         ask_llama_cpp,
         "python v4_modern/export.py RUN my_model.gguf",
-        "with `-ctk f32 -ctv f32 -fa off`; otherwise its cache and its attention are in float16",
+        "with `-ctk f32 -ctv f32 -fa off`; otherwise it rounds more",
     ),
     "ctranslate2": Engine(
         ("ctranslate2", "transformers"),
@@ -352,7 +352,7 @@ ENGINES = {
         ("mistralrs",),
         ask_mistralrs,
         'Runner(which=Which.Plain(model_id="my_model", dtype=ModelDType.F32))',
-        "with MISTRALRS_CPU_KV_F32=1; otherwise its cache is in float16",
+        "with `MISTRALRS_CPU_KV_F32=1`; otherwise its cache is in float16",
     ),
     "lm-eval": Engine(
         ("lm-eval", "transformers"),

@@ -16,7 +16,12 @@ import torch
 from conftest import ROOT, load_version, small_arguments, small_config
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    GenerationConfig,
+)
 from transformers.utils import logging
 
 from benchmarks.common import open_run
@@ -103,6 +108,28 @@ def test_the_same_ids(run, folders):
         assert tokenizer.decode(ids) == run.tokenizer.decode(ids)
 
     check()
+
+
+def test_batches_are_padded_and_texts_still_end(run, theirs, folders):
+    """The padding is masked in what is learned, the ends are not; no text becomes it."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[1])
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    assert pad == theirs.config.pad_token_id == theirs.generation_config.pad_token_id == 255 != end
+    assert "token_type_ids" not in tokenizer(["a"])
+    texts = ["the cat<|endoftext|>", "a<|endoftext|>"]
+    rows = [{"input_ids": tokenizer(text)["input_ids"]} for text in texts]
+    labels = DataCollatorForLanguageModeling(tokenizer, mlm=False)(rows)["labels"]
+    for text, row in zip(texts, labels.tolist()):
+        assert [i for i in row if i != -100] == [end, *run.tokenizer.encode(text)]
+    assert (labels == -100).any()
+
+    prompts = ["the cat", "A dog's\n 42 sees", ""]
+    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    new = theirs.generate(**batch, do_sample=False, max_new_tokens=20)
+    for prompt, row in zip(prompts, new[:, batch["input_ids"].shape[1] :].tolist()):
+        start = [end, *run.tokenizer.encode(prompt)]
+        ours = list(v4.generate(run.model, start, run.config, end))[:20]
+        assert row[: len(ours)] == ours and set(row[len(ours) :]) <= {end, pad}
 
 
 def test_their_own_settings_and_our_numbers(run, theirs, folders):
