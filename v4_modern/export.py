@@ -34,7 +34,7 @@ from shared.run import best_row
 from shared.terminal import print_text
 from v4_modern.gguf_files import save_gguf
 from v4_modern.model_files import qwen3_config, save_weights
-from v4_modern.tokenizer_files import FILLER, PAD, save_hugging_face, spelled_vocab
+from v4_modern.tokenizer_files import PAD, padding, save_hugging_face
 
 import tyro
 
@@ -117,8 +117,7 @@ def export(folder: Path, out: Path, best: bool = False, form: str = "f32") -> No
         card = MODEL_CARD.format(name=out.name, end=text, **summary)
     except (LookupError, TypeError, ValueError):
         raise UserError(f"{folder / 'summary.json'} is damaged") from None
-    ends = {"bos_token_id": end, "eos_token_id": end}
-    ends["pad_token_id"] = spelled_vocab(tokenizer)[FILLER]
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": padding(tokenizer)}
     sampling = {"max_new_tokens": config.max_new_tokens, "do_sample": config.temperature > 0}
     if config.temperature:
         sampling |= {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}

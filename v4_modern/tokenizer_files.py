@@ -316,15 +316,17 @@ def save_hugging_face(
 ) -> None:
     """Write a `tokenizer.json` that the `tokenizers` library loads.
 
-    That library then puts the special token `begin`, if given, before every text. If `pad`, the
-    byte 0xFF becomes the special token PAD.
+    That library then puts the special token `begin`, if given, before every text. If `pad`, there
+    is a special token PAD, which is that of the byte 0xFF unless the tokenizer has its own.
     """
     vocab, named = spelled_vocab(tokenizer), tokenizer.special_tokens
+    merges = spelled_merges(tokenizer)
     # Of two names of a token, only one is written.
     named = {text: i for text, i in named.items() if tokenizer.vocab[i] == text.encode("utf-8")}
-    if pad:
-        named = {PAD: vocab[FILLER]} | named
+    if pad and PAD not in named:
+        named = {PAD: padding(tokenizer)} | named
         vocab = {PAD if text == FILLER else text: i for text, i in vocab.items()}
+        merges = [pair for pair in merges if FILLER not in pair[0] + pair[1]]  # none meets a text
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     words = byte_level | {"use_regex": tokenizer.split == "gpt2"}
@@ -353,10 +355,15 @@ def save_hugging_face(
             "byte_fallback": False,
             "ignore_merges": bool(getattr(tokenizer, "whole_words", {})),
             "vocab": vocab,
-            "merges": spelled_merges(tokenizer),
+            "merges": merges,
         },
     }
     write_text(Path(path), json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def padding(tokenizer: object) -> int:
+    """The id of the token PAD in an exported tokenizer."""
+    return tokenizer.special_tokens.get(PAD, spelled_vocab(tokenizer)[FILLER])
 
 
 def begin_with(text: str, token: int) -> dict:
