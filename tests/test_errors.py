@@ -193,7 +193,7 @@ def test_a_damaged_token_file(capsys, corpus_file, tmp_path, monkeypatch):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     arguments = small_arguments(version, data=corpus_file, out=tmp_path / "run")
     version.main(arguments)
-    (path,) = (tmp_path / "cache" / "tokens").glob("train-*.bin")
+    (path,) = (tmp_path / "cache" / "tokens").glob("train-*.npy")
     path.write_bytes(path.read_bytes()[:-7])
     line = complaint(version, arguments, capsys)
     assert path.name in line and "delete" in line

@@ -34,7 +34,7 @@ from shared.files import UserError, read_json
 from shared.run import Run
 from shared.run_folder import RUN_FILES, give_back, lock_metrics, open_folder
 from shared.terminal import progress
-from shared.tokens import open_token_file
+from shared.token_files import open_token_file, write_token_file
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
 NAMES = [name.split("_")[0] for name in VERSIONS]
@@ -471,10 +471,14 @@ def test_any_bytes_in_a_file_are_told(subject, content, kept, whole):
                 load_config(module.Config, path.parent)
         except UserError as error:
             assert name in str(error)
-    path = subject.folder / "out" / "tokens.bin"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="tokens.bin"):
-        open_token_file(path, "ab" * 32)
+    path = subject.folder / "out" / "tokens.npy"
+    write_token_file(path, [range(40)], 40, "ab" * 32)
+    true = path.read_bytes()
+    at = len(true) * kept // 100
+    path.write_bytes(true[:at] + content + (true[at + len(content) :] if whole else b""))
+    if path.read_bytes() != true:
+        with pytest.raises(UserError, match="tokens.npy"):
+            open_token_file(path, "ab" * 32)
 
 
 class Bomb:
