@@ -311,6 +311,15 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("named") or replace(*names))
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"12345")
+    assert calls[:2] == [5, "named"]
+
+
 def test_two_processes_may_write_one_file(tmp_path):
     """Also if both have the same number, on two machines or in two containers."""
     path = tmp_path / "file"
