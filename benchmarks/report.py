@@ -14,15 +14,24 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, need_package, read_json, write_text
+
+with clear_errors():
+    for package in ("jinja2", "pygments"):
+        need_package(package, "the page")
+
 import jinja2
 import markupsafe
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexers import JavascriptLexer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import climb, compare, pictures, report_data, sweep
+from benchmarks import climb, compare, pictures, report_data, report_model, sweep
 from benchmarks.common import (
     RESULTS,
     idea,
@@ -31,12 +40,10 @@ from benchmarks.common import (
     what_it_depends_on,
 )
 from benchmarks.report_steps import climbed_steps, step, worths
-from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SCRIPT = Path(__file__).with_name("report.js")
+SCRIPTS = [TEMPLATE.with_name(f"report{part}.js") for part in ("_bpe", "_model", "")]
 INK = "#010203"  # placeholder for the colour of the page's text
 
 
@@ -195,8 +202,15 @@ def page(
     )
     environment.filters["visible"] = visible
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    coloured, mergings = report_data.coloured(runs), report_data.mergings(runs)
-    learning = report_data.learning(runs)
+    text = report_data.paragraph(runs)
+    data = {
+        "coloured": report_data.coloured(runs, text),
+        "attention": report_model.attentions(runs, text),
+        "mergings": report_data.mergings(runs),
+        "learning": report_data.learning(runs),
+        "model": report_model.model_of(runs, text),
+    }
+    scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -213,12 +227,11 @@ def page(
         ],
         sweep_bytes=swept["bytes"] if swept else 0,
         drawn=drawn,
-        coloured=coloured,
         most_bits_a_byte=report_data.MOST_BITS,
-        data={"coloured": coloured, "mergings": mergings, "learning": learning},
-        learning=learning,
-        mergings=mergings,
-        script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
+        data=data,
+        scripts=[markupsafe.Markup(script) for script in scripts],
+        model_code=highlighted(scripts[1]),
+        **data,
         light=HtmlFormatter(style="default").get_style_defs(".code"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
     )
@@ -238,6 +251,11 @@ def alike(exhibits: dict[str, dict]) -> tuple[str, str]:
 def bold(text: str) -> markupsafe.Markup:
     """Markdown's **bold** as HTML."""
     return markupsafe.Markup(re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", str(markupsafe.escape(text))))
+
+
+def highlighted(script: str) -> markupsafe.Markup:
+    """JavaScript as HTML."""
+    return markupsafe.Markup(highlight(script, JavascriptLexer(), HtmlFormatter(nowrap=True)))
 
 
 def own_page(folder: Path) -> str:

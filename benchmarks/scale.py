@@ -32,7 +32,7 @@ from benchmarks.common import (
     on_machine,
     peak_memory,
 )
-from benchmarks.pictures import axes_of, publish
+from benchmarks.pictures import axes_of, label_ends, publish
 from shared import fast_bpe
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
@@ -152,18 +152,22 @@ def report(results: dict) -> str:
 
 def draw(results: dict) -> Figure:
     """Seconds and peak memory against the size of the text, with a line for proportional growth."""
-    figure, (time_axes, memory_axes) = axes_of(2)
-    for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"open, {BATCHES:,} batches")):
+    figure, both = axes_of(2)
+    for task, label in zip(TASKS, ("learn", "encode", f"open, {BATCHES:,} batches")):
         rows = [row for row in results["rows"] if row["task"] == task]
         sizes = [row["bytes"] / 1e6 for row in rows]
-        time_axes.plot(sizes, [row["seconds"] for row in rows], "o-", label=label)
-        memory_axes.plot(sizes, [row["peak"] / 1e6 for row in rows], "o-", label=label)
+        both[0].plot(sizes, [row["seconds"] for row in rows], "o-", label=label)
+        both[1].plot(sizes, [row["peak"] / 1e6 for row in rows], "o-", label=label)
         if task == "train":
             proportional = [rows[-1]["seconds"] * size / sizes[-1] for size in sizes]
-            time_axes.plot(sizes, proportional, ":", color="gray", label="proportional")
-    time_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="seconds")
-    memory_axes.set(xscale="log", ylim=(0, None), xlabel="MB of text", ylabel="peak memory, MB")
-    time_axes.legend(fontsize="small")
+            both[0].plot(sizes[::-1], proportional[::-1], ":", color="gray", label="proportional")
+    both[0].set(xscale="log", yscale="log", ylabel="seconds")
+    both[1].set(xscale="log", ylim=(0, None), ylabel="peak memory, MB")
+    both[0].yaxis.set_major_formatter("{x:g}")
+    for axes in both:
+        axes.set(xlabel="MB of text")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        label_ends(axes, [(*line.get_xydata()[-1], line.get_label()) for line in axes.lines])
     return figure
 
 

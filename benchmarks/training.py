@@ -41,7 +41,7 @@ from benchmarks.common import (
     peak_memory,
     read_rows,
 )
-from benchmarks.pictures import axes_of, colour, publish
+from benchmarks.pictures import BLUE, axes_of, colour, label_ends, publish
 from benchmarks.trainers import (
     NANOGPT_STEPS,
     V4,
@@ -455,29 +455,25 @@ def draw(results: dict) -> Figure:
 
 def draw_race(axes: Axes, beside: dict) -> None:
     """nanoGPT's runs as lines, v4's complete runs as dots."""
-    paint = {race.NANOGPT: "gray", race.SUBWORDS: colour(V4), race.CHARACTERS: "C9"}
-    labelled = set()
+    paint = {race.NANOGPT: "gray", race.SUBWORDS: colour(V4), race.CHARACTERS: BLUE}
+    ends = {}  # who -> of the last run
     for run in beside["runs"]:
         who, curve = run["who"], [[run["steps"], run["bits_per_byte"]]]
         if run["bits_per_byte"] is None:  # diverged
             continue
         curve = [point for point in run["curve"] if point[0]] + curve
-        axes.plot(
-            [race.seconds_of(beside, who, steps) for steps, _ in curve],
-            [bits for _, bits in curve],
-            ".-" if who == race.NANOGPT else "o",
-            color=paint[who],
-            alpha=0.6,
-            label=None if who in labelled else who,
-        )
-        labelled.add(who)
+        seconds = [race.seconds_of(beside, who, steps) for steps, _ in curve]
+        style = ".-" if who == race.NANOGPT else "o"
+        axes.plot(seconds, [bits for _, bits in curve], style, color=paint[who], alpha=0.6)
+        end = seconds[-1], curve[-1][1], who
+        ends[who] = max(end, ends.get(who, end))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="seconds of training (v4: a dot is a complete run)")
     axes.set(ylabel="bits per byte of validation text")
-    axes.legend()
+    label_ends(axes, list(ends.values()))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,10 @@ A split is a pattern of the `regex` package, or the name of one of those here. T
     gpt4o   o200k_base: a word also begins where a capital follows a small letter, and keeps its 's
 """
 
+import regex
+
+from shared.files import UserError
+
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
 BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,3 +28,21 @@ SPLITS = {
     "llama3": WORDS + r"\p{N}{1,3}" + SIGNS + BLANKS,
     "qwen": WORDS + r"\p{N}" + SIGNS + BLANKS,
 }
+SECONDS, PER_CHARACTER = 5.0, 2e-5  # a hundred times what the patterns above take
+
+
+class StrangersPattern:
+    """A pattern that came with a file. Some texts may keep it busy for ages: UserError then."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = regex.compile(pattern)
+
+    def findall(self, text: str) -> list[str]:
+        """The words of `text`."""
+        try:
+            return self.pattern.findall(text, timeout=SECONDS + PER_CHARACTER * len(text))
+        except TimeoutError:
+            raise UserError(
+                f"the tokenizer's split takes too long on this text ({self.pattern.pattern[:60]}): "
+                "use another tokenizer"
+            ) from None

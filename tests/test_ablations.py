@@ -211,8 +211,13 @@ def test_the_table_against_numbers_found_by_hand():
         f"| SwiGLU | {part['gelu']} | **2.400** ± 0.707 | -0.100 (-4.0%) |",
     ]
     assert f"| RoPE | {part['rope']} | 40 | 1,357 |" in text and "2 seeds" in text
-    picture = pictures.draw_ablations(ablations.summarize(toy.ablations()))
-    assert [bar.get_width() for bar in picture.axes[0].patches] == pytest.approx([0, 0.3, -0.1])
+    (axes,) = pictures.draw_ablations(ablations.summarize(toy.ablations())).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.3, -0.1])
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2  # a cost and a gain
+    crosses = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "X"]
+    assert crosses == [[3]] and "diverged" in [text.get_text() for text in axes.texts]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[1] == f"RoPE → {part['rope']}"
 
 
 def test_differences_to_a_model_that_diverged_are_refused():

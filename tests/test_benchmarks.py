@@ -27,6 +27,7 @@ from benchmarks import (
     pictures,
     report,
     report_data,
+    report_diffs,
     report_steps,
     scale,
     soak,
@@ -453,7 +454,7 @@ lines = st.lists(st.sampled_from(["a = 1", "", "    b < 2", '"""', "# c & d", "x
 
 @given(lines, lines)
 def test_a_diff_holds_both_texts(old, new):
-    rows = unfold(report_steps.side_by_side("\n".join(old), "\n".join(new), (5, 7)))
+    rows = unfold(report_diffs.side_by_side("\n".join(old), "\n".join(new), (5, 7)))
     for side, first in (("old", 5), ("new", 7)):
         shown = [line for row in rows for line in row[side]]
         assert [number for number, _ in shown] == list(range(first, first + len(shown)))
@@ -464,6 +465,48 @@ def test_a_diff_holds_both_texts(old, new):
     for row in rows:
         pair = ([plain(line) for _, line in row[side]] for side in ("old", "new"))
         assert (row["kind"] == "same") == (next(pair) == next(pair))
+
+
+def marked(line: str) -> str:
+    """A line's HTML as text, with its marks in brackets."""
+    return plain(re.sub(r'<span class="[^"]*-Changed">(.*?)</span>', r"[\1]", line))
+
+
+def test_words_that_changed_are_marked():
+    old = "def f(a, b):\n    return g(a) + 1\n\nx = 1\nspam = eggs(2)\n  y = 2"
+    new = "def f(a, c):\n    return g(a) + max(1, 2)\n\nz.append(y)\nspam = ham(3)\ny = 2"
+    rows = unfold(report_diffs.side_by_side(old, new))
+    before, after = (
+        [marked(line) for row in rows for _, line in row[side]] for side in ("old", "new")
+    )
+    assert before[:3] == ["def f(a, [b]):", "    return g(a) + 1", ""]
+    assert after[1].replace("][", "") == "    return g(a) + [max(]1[, 2)]"
+    assert after[0] == "def f(a, [c]):" and (before[4], after[4]) == (
+        "spam = [eggs]([2])",
+        "spam = [ham]([3])",
+    )
+    # Lines that came or went as a whole have none, nor have those whose blanks changed.
+    assert (before[3], after[3]) == ("x = 1", "z.append(y)")
+    assert (before[5], after[5]) == ("  y = 2", "y = 2")
+
+
+some_lines = st.lists(st.text("ab (+", max_size=9), max_size=6)
+
+
+@given(some_lines, some_lines)
+def test_what_is_not_marked_is_the_same(old, new):
+    """In the lines that were changed; and a line that is marked has one that it became."""
+    columns = report_diffs.changed_words(old, new)
+    sides = [
+        [
+            "".join(c for i, c in enumerate(line) if i not in marks and not c.isspace())
+            for line, marks in zip(lines, of_side)
+        ]
+        for lines, of_side in zip((old, new), columns)
+    ]
+    assert len(sides[0]) == len(old) and len(sides[1]) == len(new)
+    for mine, others, marks in zip(sides, sides[::-1], columns):
+        assert all(rest in others for rest, marked in zip(mine, marks) if marked)
 
 
 def test_steps_show_the_sections_that_differ():

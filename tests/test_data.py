@@ -1,7 +1,9 @@
 """Corpora and token files."""
 
+import ast
 import errno
 import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
@@ -276,6 +278,15 @@ def test_a_damaged_corpus_in_the_cache_is_named(tmp_path, name):
         load_corpus(source)
 
 
+def test_docstrings_are_found_in_the_order_of_a_walk():
+    nested = "class A:\n def f(): \n  try:\n   class B: pass\n  except E:\n   def g(): lambda: 0\n"
+    nested += "match x:\n case 1:\n  async def h(): [i for i in ()]\nwith y:\n def k(): pass\n"
+    for source in (nested, inspect.getsource(inspect), inspect.getsource(shutil)):
+        tree = ast.parse(source)
+        kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+        assert [*corpora._documented(tree)] == [n for n in ast.walk(tree) if isinstance(n, kinds)]
+
+
 def test_pydocs_is_prose_and_the_same_each_time(tmp_path, monkeypatch):
     corpus = load_corpus("pydocs")
     assert 1e6 < corpus.train_bytes < 3e6 and 5e4 < corpus.val_bytes < 4e5
@@ -438,8 +449,8 @@ def test_what_was_read_of_a_token_file_is_not_kept(tmp_path):
         random_windows(tokens, 64, 17, np.random.default_rng(step))
     for _ in islice(windows_in_order(tokens, 16, 1 << 14), 10):
         pass
-    for _ in slices(tokens):
-        pass
+    for piece in slices(tokens):
+        piece.sum()
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     assert any(line.endswith(str(path)) for line in lines)  # leaves what is told of it
     held = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))

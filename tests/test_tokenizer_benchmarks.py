@@ -57,8 +57,10 @@ def test_shares_and_speeds_are_of_the_right_clock():
     assert "| train | v4 | 3.000 | 0.7 | 1.00 |" in text
     assert "25.0% of its characters" in text and "0123456789ab." in text
     assert "tiktoken 0.14; Python 3.11, torch 2.13, Z80, CPU threads: 1" in text
-    dots = [list(line.get_ydata()) for line in tokenizers.draw(TOY).axes[0].lines]
-    assert dots == [[0.5, 0.4], [2 / 3, 1.0]]
+    one_core, _, _, two_cores, *_ = tokenizers.draw(TOY).axes
+    for panel, speeds in ((one_core, (0.5, 0.4)), (two_cores, (2 / 3, 1.0))):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+        assert lines == {who: [[2.0, s]] for who, s in zip(("v4", "rustbpe"), speeds)}
 
 
 def test_text_that_is_not_english_has_rows_of_its_own():
@@ -73,8 +75,9 @@ def test_text_that_is_not_english_has_rows_of_its_own():
     assert (
         "1,234 translated manual pages (17.3 MB, then their lines again), 32.1% not ASCII" in text
     )
-    labels = [line.get_label() for line in tokenizers.draw(results).axes[0].lines]
-    assert labels[2] == "2 MB not English, 1 core (CPU time)"
+    titles = [axes.get_title() for axes in tokenizers.draw(results).axes[::3]]
+    assert titles[0] == "train, one core (CPU time)" and titles[1] == "train, 2 cores"
+    assert titles[2] == "train, one core (CPU time), not English"
 
 
 @pytest.mark.parametrize("who", tokenizers.SAME_IDS)

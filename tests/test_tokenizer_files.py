@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_errors import complaint
 
-from shared import fast_bpe
+from shared import fast_bpe, splits
 from shared import text as shared_text
 from shared.corpora import END_OF_TEXT
 from shared.files import UserError, read_json, write_json
@@ -364,6 +364,23 @@ def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
     path.write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(UserError, match=said):
         files.load_hugging_face(Tokenizer, path)
+
+
+def test_a_split_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    """That of a stranger's file: some patterns would take ages for some texts."""
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(TOKENIZER, path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    split_by(saved, r"\w+|\W")
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    plain, text = files.load_hugging_face(Tokenizer, path), "to and fro " * 10_000
+    fast = fast_bpe.sped_up(plain, 1)
+    assert plain.encode(text) == fast.encode(text)
+    monkeypatch.setattr(splits, "SECONDS", 0)
+    monkeypatch.setattr(splits, "PER_CHARACTER", 1e-9)
+    for tokenizer in (plain, fast):
+        with pytest.raises(UserError, match="split takes too long"):
+            tokenizer.encode(text + "!")
 
 
 def without_vocab_size(**options) -> list[str]:

@@ -26,7 +26,7 @@ import regex
 from shared.fast_bpe import LONG_RUN
 from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, read_json, read_tokenizer, write_text
-from shared.splits import SPLITS
+from shared.splits import SPLITS, StrangersPattern
 from shared.text import END_OF_TEXT
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def foreign(tokenizer_class: type[T]) -> type[T]:
                     raise ValueError("a special token with the id of another one")
                 self.vocab[i] = self.vocab[i] or text.encode("utf-8")
             try:
-                self.split, self.pattern = split, regex.compile(SPLITS.get(split, split))
+                self.split, self.pattern = split, StrangersPattern(SPLITS.get(split, split))
             except regex.error as error:
                 raise ValueError(f"the split is no pattern: {error}") from None
             self.special_tokens, self.vocab_size, self.spelled = names, len(vocab), vocab

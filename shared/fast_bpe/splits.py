@@ -27,7 +27,7 @@ import numpy as np
 import regex
 
 from shared.fast_bpe.pairs import number_in_run
-from shared.splits import SPLITS
+from shared.splits import SPLITS, StrangersPattern
 
 Bounds = Callable[..., np.ndarray]
 # Letters: UPPER (and title case), LOWER, and those without case. Visible < END < blank.
@@ -54,11 +54,13 @@ def bounds_of(split: str) -> Bounds:
     what `word_bounds` in words.py does for GPT-2's."""
     if split in SPLITS:
         return partial(named_bounds, split)
-    return partial(pattern_bounds, regex.compile(split))
+    return partial(pattern_bounds, StrangersPattern(split))
 
 
-def pattern_bounds(pattern: regex.Pattern, data: bytes, fixed: np.ndarray) -> np.ndarray:
-    """`bounds_of` a a pattern that takes any text apart without a rest."""
+def pattern_bounds(
+    pattern: regex.Pattern | StrangersPattern, data: bytes, fixed: np.ndarray
+) -> np.ndarray:
+    """`bounds_of` a pattern that takes any text apart without a rest."""
     bounds, at = [], 0
     for start, end in [*fixed.tolist(), (len(data), len(data))]:
         for word in pattern.findall(data[at:start].decode("utf-8")):
