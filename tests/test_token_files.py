@@ -52,6 +52,12 @@ def test_a_token_file_is_split_as_its_text_is(name, folder, monkeypatch):
     made = {path: path.stat().st_mtime_ns for path in (folder / "cache" / "tokens").iterdir()}
     splits_of(name)
     assert made == {path: path.stat().st_mtime_ns for path in made}
+    damaged = next(path for path in made if path.suffix == ".npy")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{damaged.name} .*; delete it and run again"):
+        splits_of(name)
+    damaged.unlink()
+    assert splits_of(name)[0] == tokens
 
 
 END = 9
