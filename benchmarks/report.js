@@ -190,7 +190,7 @@ function openAttention() {
     part("heads").replaceChildren(...Array.from({ length: of.layers * of.heads }, (_, i) => {
       const button = element("button", [picture(i)]);
       button.type = "button";
-      button.ariaLabel = name(i);
+      button.setAttribute("aria-label", name(i));
       button.addEventListener("click", () => { head = i; update(); });
       return button;
     }));
@@ -239,7 +239,8 @@ function openWriting() {
       const button = element("button", visible(decode([id])));
       button.type = "button";
       button.addEventListener("click", () => { stop(); add(id); });
-      const share = choices.left[id] ? `${percent.toFixed(percent < 10 ? 1 : 0)}%` : "cut off";
+      const isCut = choices.p[id] && !choices.left[id];
+      const share = isCut ? "cut off" : `${percent.toFixed(percent < 10 ? 1 : 0)}%`;
       return element("tr", [button, share, bar].map((cell) => element("td", cell)));
     });
     part("choices").replaceChildren(...rows);

@@ -80,8 +80,8 @@ def test_the_pages_logits_are_torchs(javascript, heads):
     exact = report_model.rounded(run.model)
     chance = random.Random(0)
     ids = [chance.randrange(run.config.vocab_size) for _ in range(16)]
-    # One token more each time; another text with the same start; the first again.
-    texts = [*(ids[:n] for n in range(1, 17)), [*ids[:5], *ids[:7]], ids]
+    # One token more each time; another text with the same start; the first again, and again.
+    texts = [*(ids[:n] for n in range(1, 17)), [*ids[:5], *ids[:7]], ids, ids]
     for text, logits in zip(texts, javascript(LOGITS, [packed(run), texts])):
         expected = exact(torch.tensor([text]))[0, -1].detach()
         assert expected.std() > 0.1  # they could be wrong by more than what is allowed
