@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import shared.text
 from benchmarks.common import RESULTS
+from benchmarks.records import read_results
 from shared import corpora, fast_bpe, reading
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, sample_documents
 from shared.files import UserError, atomic_write, file_sha256, read_json, write_json
@@ -295,7 +296,7 @@ def test_pydocs_is_prose_and_the_same_each_time(pydocs, monkeypatch):
     documents = list(read_documents(pydocs.train))
     assert len(documents) > 2000 and len(set(documents)) == len(documents)
     assert any("Return" in document for document in documents)
-    (published, *_) = read_json(RESULTS / "seconds-120" / "results.json")["runs"]
+    (published, *_) = read_results(RESULTS / "seconds-120" / "results.json")["runs"]
     if published["python"] == platform.python_version():
         assert published["corpus"]["sha256"] == pydocs.sha256
     part = {"stdlib": str(Path(json.__file__).parent)}  # the whole takes seconds
