@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,11 +34,11 @@ from benchmarks.pictures import axes_of, label_ends
 from shared import fast_bpe
 from shared.corpora import load_corpus, read_documents
 from shared.files import UserError, json_sha256
-from shared.machine import machine_facts
 from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
-from shared.tokens import encode_file, open_token_file
+from shared.token_files import open_token_file
+from shared.tokens import encode_file
 
 TASKS = ("train", "encode", "batches")
 NEW_WORDS = 500  # one word in this many is new
@@ -81,7 +81,7 @@ def measure(task: str, text: Path, vocab_size: int) -> dict:
     """Run one task in this process: its seconds, its peak memory, and the growth to that peak."""
     module = load_version("v4_modern")
     Tokenizer = fast_bpe.fast(module.Tokenizer, workers=1)
-    tokenizer_file, token_file = text.with_name("tokenizer.json"), Path(f"{text}.bin")
+    tokenizer_file, token_file = text.with_name("tokenizer.json"), Path(f"{text}.npy")
     before, started = peak_memory(), time.perf_counter()
     if task == "train":
         texts = whole_words(read_pieces(text))
@@ -115,13 +115,13 @@ def run(options: Options) -> dict:
                 taken = in_new_process(measure, task, text, options.vocab_size)
                 rows.append({"bytes": text.stat().st_size} | taken)
                 print_text(f"{size:g} MB: {rows[-1]}")
-    return {"options": asdict(options), "machine": machine_facts(), "rows": rows}
+    return {"vocab_size": options.vocab_size, "rows": rows}
 
 
 def report(results: dict) -> str:
     """A line for each size."""
     table = [["text", "", "peak", "encode", "peak", "open, 1,000 batches", "peak, more"]]
-    table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
+    table[0][1] = f"learn {results['vocab_size']:,} tokens"
     rows = results["rows"]
     for size in dict.fromkeys(row["bytes"] for row in rows):
         train, encode, batches = (

@@ -13,7 +13,8 @@ from conftest import random_model, small_arguments, small_config
 from benchmarks import ablations, budgets, climb
 from benchmarks.common import load_program, record, sections, sections_of
 from benchmarks.faults import equal, read_run
-from shared.files import read_json, write_json, write_text
+from benchmarks.records import code, read_results
+from shared.files import write_json
 from shared.run import Run
 
 STEPS = range(len(climb.STEPS))
@@ -205,7 +206,7 @@ def tiny(monkeypatch, tmp_path) -> list[str]:
             trained.append(version)
             module = load_program(program)
             module.train(module.Config(out=str(folder), device="cpu", **options))
-        return record(folder)
+        return record(folder) | {"commit": code()}
 
     monkeypatch.setattr(climb, "compose", smaller)
     monkeypatch.setattr(budgets, "train_or_diverge", in_this_process)
@@ -223,7 +224,7 @@ def test_both_budgets_share_a_file_and_what_is_finished_is_kept(
     monkeypatch.setattr(budgets, "choose_steps", lambda *_: 7)  # it would train to find them
     climb.main([*asked, "--seconds", "10"])
     assert len(tiny) == 4
-    results = read_json(tmp_path / "results" / "climb" / "results.json")
+    results = read_results(tmp_path / "results" / "climb" / "results.json")
     runs = [(run["budget"], run["version"]) for run in results["runs"]]
     names = [climb.title(0), climb.title(1)]
     assert runs == [(unit, name) for unit in ("seconds", "bytes") for name in names]
@@ -273,7 +274,7 @@ def test_blocks_of_the_tour_are_rewritten_from_results(tmp_path, monkeypatch):
 
     assert told("climb") == ["Not measured yet."]
     assert told("climb/1 ablate-v4/rope") == ["- Not measured yet."] * 2
-    write_text(tmp_path / "climb" / "results.json", climb.one_run_a_line(toy.climb()))
+    write_json(tmp_path / "climb" / "results.json", toy.climb())
     write_json(tmp_path / "ablate-v4" / "results.json", toy.ablations())
     assert told("climb/1 climb/2 climb/3 ablate-v4/rope ablate-v4/clipping ablate-v4/muon") == [
         "- In bits per byte: at equal time -0.300 ± 0.283, at equal text +0.250.",

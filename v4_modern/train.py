@@ -70,6 +70,7 @@ class Config:
     n_kv_heads: int = 2  # key/value heads (G), each shared by n_heads / n_kv_heads query heads
     head_size: int = 64  # channels per head (D); heads need not add up to the width
     feed_forward_size: int = 344  # hidden channels of the feed-forward layer
+    tie_head: bool = False  # the head's weights are the embedding's, as in small models of Qwen3
     rope_base: float = 10_000.0  # the slowest channels turn one radian in about this many tokens
     steps: int = 1250  # optimizer steps
     batch_size: int = 8  # windows of text per batch (B), over all processes
@@ -292,7 +293,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data, config.text_field)
+    corpus = load_corpus(config.data, config.text_field, tokenizer)
     is_long, vocab_size = fast_bpe.is_long(corpus.train), config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
@@ -479,6 +480,8 @@ class LanguageModel(nn.Module):
                 limit = 0.6 * sqrt(3 / parameter.shape[1])  # standard deviation 0.6 / sqrt(fan_in)
                 nn.init.uniform_(parameter, -limit, limit)
         nn.init.zeros_(self.head.weight)
+        if config.tie_head:  # (Press and Wolf 2017); so small that no token predicts itself
+            self.head.weight = nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, caches: list[Cache] | None = None
@@ -504,8 +507,8 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     Goldberg 2014); no block adds to the stream yet.
     """
     V, C = model.embedding.weight.shape
-    if C < 3:
-        return  # two channels are taken below
+    if C < 3 or model.head.weight is model.embedding.weight:
+        return  # two channels are taken below, and each of the two has its own part
     i, j, n = count_pairs(tokens, V)  # of each pair that is seen
     p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
     table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
