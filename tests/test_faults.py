@@ -1,6 +1,7 @@
 """Nothing is lost and every fault is told in a line: the short form of benchmarks/faults.py."""
 
 import errno
+import functools
 import io
 import json
 import os
@@ -40,15 +41,25 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has 
 NAMES = [name.split("_")[0] for name in VERSIONS]
 
 
-@pytest.fixture(scope="module", params=VERSIONS, ids=NAMES)
-def subject(request, tmp_path_factory, corpus_file):
-    """A version and, in `folder`/untouched, a run of it with a cache of its own."""
-    folder = tmp_path_factory.mktemp(request.param)
-    made = Subject(request.param, corpus_file, folder, faults.SIZES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LADDER_CACHE", str(folder / "untouched" / "cache"))
-        assert call(made, made.arguments(folder / "untouched" / "run"))[0] == 0
-    return made
+@pytest.fixture(scope="module")
+def subject_of(tmp_path_factory, corpus_file):
+    """A version and, in `folder`/untouched, a run of it with a cache of its own; each made once."""
+
+    @functools.cache
+    def make(name: str) -> Subject:
+        folder = tmp_path_factory.mktemp(name)
+        made = Subject(name, corpus_file, folder, faults.SIZES)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LADDER_CACHE", str(folder / "untouched" / "cache"))
+            assert call(made, made.arguments(folder / "untouched" / "run"))[0] == 0
+        return made
+
+    return make
+
+
+@pytest.fixture(params=VERSIONS, ids=NAMES)
+def subject(request, subject_of):
+    return subject_of(request.param)
 
 
 @pytest.fixture
