@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import RESULTS, check_name, load_version, markdown, on_machine
-from benchmarks.pictures import axes_of, publish
-from shared.command_line import clear_errors, parse_options
+from benchmarks.pictures import axes_of
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.terminal import progress
 
@@ -103,7 +103,7 @@ def run(program: Path, out: Path, options: dict[str, object]) -> dict:
     return kept | {"whole": whole, "peak": peak}
 
 
-def measure(options: Options, folder: Path) -> dict:
+def measure(options: Options) -> dict:
     """All runs, in turns; those of the same question that are in results.json are kept."""
     program = Path(options.version) / "train.py"
     theirs = checked_out(options.commit) / program
@@ -111,7 +111,7 @@ def measure(options: Options, folder: Path) -> dict:
     builds = [(options.commit, theirs, shipped)]
     builds += [(NOW, ROOT / program, steps) for steps in options.steps or [shipped]]
     asked = {"commit": options.commit, "version": options.version, "data": options.data}
-    path = folder / "results.json"
+    path = RESULTS / options.name / "results.json"
     results = read_json(path) if path.exists() else {}
     if results.get("asked") != asked:
         results = {"asked": asked, "runs": []}
@@ -182,12 +182,12 @@ def draw(results: dict) -> Figure:
     return figure
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"against.png": draw(results)}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        results = read_json(folder / "results.json") if options.readme else measure(options, folder)
-        publish(folder, report(results), {"against.png": draw(results)}, options.readme)
+    run_benchmark(Options, arguments, measure, show)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ origins in README.md here.
 
 import ast
 import difflib
+import functools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations, pictures
 from benchmarks.budgets import Budget, run_all
+from benchmarks.command import publish
 from benchmarks.common import (
     RESULTS,
     check_name,
@@ -199,6 +201,7 @@ def compose_header(number: int, code: str, takes: set[str]) -> str:
     return "\n".join(blocks) + "\n\n"
 
 
+@functools.cache
 def names_used(code: str) -> set[str]:
     """The names that `code` reads from its module, or would: not those of local variables."""
     used, tables = set(), [symtable.symtable(code, "train.py", "exec")]
@@ -506,7 +509,7 @@ def main(arguments: list[str] | None = None) -> None:
             climb(options)
         results = read_json(RESULTS / options.name / "results.json")
         figures = {"climb.png": pictures.draw_climb(summarize(results))}
-        pictures.publish(RESULTS / options.name, report(results), figures, options.readme)
+        publish(RESULTS / options.name, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -139,20 +139,13 @@ def train(
     return record(folder)
 
 
-def train_or_diverge(
-    version: str,
-    folder: Path,
-    options: dict[str, object],
-    threads: int = 0,
-    progress: Callable[[int], None] = lambda step: None,
-    program: Path | None = None,
-) -> dict:
+def train_or_diverge(version: str, folder: Path, *rest: object, **how: object) -> dict:
     """The same, but {"diverged": why} if the loss became non-finite, also when asked again."""
     ended = folder.with_name(folder.name + ".diverged.json")
     if ended.exists():
         return read_json(ended)
     try:
-        return train(version, folder, options, threads, progress, program)
+        return train(version, folder, *rest, **how)
     except RunFailed as failure:
         if not any(words in failure.said for words in DIVERGED):
             raise

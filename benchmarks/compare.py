@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.budgets import Budget, run_all
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     check_name,
     fold,
     markdown,
@@ -37,9 +37,8 @@ from benchmarks.common import (
     spread,
     what_it_depends_on,
 )
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
-from shared.files import ROOT, UserError, read_json, write_json
+from shared.files import ROOT, UserError
 from shared.terminal import progress
 
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
@@ -301,20 +300,18 @@ def report(results: dict) -> str:
     )
 
 
+def show(results: dict) -> Shown:
+    figures = {
+        "ladder.png": pictures.draw_ladder(summarize(results), results),
+        "bits.png": pictures.draw_bits(results),
+        "beyond.png": pictures.draw_beyond(results),
+        "rates.png": pictures.draw_rates(results),
+    }
+    return report(results), figures
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", compare(options))
-        results = read_json(folder / "results.json")
-        figures = {
-            "ladder.png": pictures.draw_ladder(summarize(results), results),
-            "bits.png": pictures.draw_bits(results),
-            "beyond.png": pictures.draw_beyond(results),
-            "rates.png": pictures.draw_rates(results),
-        }
-        pictures.publish(folder, report(results), figures, options.readme)
+    run_benchmark(Options, arguments, compare, show)
 
 
 if __name__ == "__main__":

@@ -37,21 +37,21 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
     RESULTS,
+    check_name,
     load_version,
     markdown,
     pick_versions,
     short_commit,
-    write_readme,
 )
 from shared.checkpoints import all_finite
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus
-from shared.files import ROOT, UserError, read_json, write_json, write_text
+from shared.files import ROOT, UserError, read_json
 from shared.machine import machine_facts
 from shared.run import Run
-from shared.terminal import ended_by, print_text, progress
+from shared.terminal import ended_by, progress
 
 SIZES = {  # of a run of seconds; a version takes those that it knows
     "vocab_size": 300,
@@ -87,9 +87,11 @@ class Options:
     rounds: int = 2  # of kills, of stops and of full disks: some seven of each a version
     damages: int = 40  # of each file, of each version
     seed: int = 0  # of all moments and places
+    name: str = "faults"  # of the folder of results
     readme: bool = False  # break nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for fault in self.faults:
             if fault not in FAULTS:
                 raise UserError(f"--faults {fault}: there are {', '.join(FAULTS)}")
@@ -597,7 +599,7 @@ def break_all(options: Options) -> dict:
     there as they were."""
     versions = pick_versions(options.versions)
     jobs = [(version, fault) for version in versions for fault in options.faults or FAULTS]
-    path = RESULTS / "faults" / "results.json"
+    path = RESULTS / options.name / "results.json"
     before = read_json(path)["trials"] if path.exists() else []
     trials = [trial for trial in before if (trial["version"], trial["fault"]) not in jobs]
     commit = short_commit(machine_facts()["commit"])
@@ -662,17 +664,12 @@ def report(results: dict) -> str:
     return f"{markdown(rows)}\n\n{depends}"
 
 
+def show(results: dict) -> Shown:
+    return report(results), {}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / "faults"
-        if not options.readme:
-            write_json(folder / "results.json", break_all(options))
-        results = read_json(folder / "results.json")
-        write_text(folder / "table.md", report(results) + "\n")
-        if options.readme:
-            write_readme("faults", report(results))
-        print_text(report(results))
+    run_benchmark(Options, arguments, break_all, show)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from benchmarks.common import VERSIONS, idea, write_readme
-from shared.files import atomic_write, write_text
+from benchmarks.common import VERSIONS, idea
+from shared.files import atomic_write
 from shared.run import QUICK_BYTES
-from shared.terminal import print_text
 
 # Of the versions, in order; chosen for distance to eyes that lack one kind of cone, too.
 COLOURS = "#949494", "#946232", "#2f6fc0", "#d98200", "#9a3cff", "#e0629e"
@@ -41,17 +40,6 @@ def save(figure: Figure, path: Path) -> None:
     pyplot.close(figure)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
-
-
-def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:
-    """Print the `text` of a benchmark, and write it as table.md, with its pictures (by file name),
-    to its results folder; with `readme`, also do what `write_readme` does."""
-    write_text(folder / "table.md", text + "\n")
-    for name, figure in figures.items():
-        save(figure, folder / name)
-    if readme:
-        write_readme(folder.name, text)
-    print_text(text)
 
 
 def colour(version: str) -> str:

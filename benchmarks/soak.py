@@ -22,9 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
-from benchmarks.common import RESULTS, load_version, markdown, on_machine, pick_versions
+from benchmarks.command import Shown, run_benchmark
+from benchmarks.common import check_name, load_version, markdown, on_machine, pick_versions
 from benchmarks.faults import SIZES, Subject, some_text
-from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
 from shared.machine import machine_facts
 from shared.run import Run
@@ -41,9 +41,11 @@ class Options:
 
     steps: int = 20_000  # of each run
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
+    name: str = "soak"  # of the folder of results
     readme: bool = False  # train nothing, write tables and picture from results.json
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.steps < POINTS:
             raise UserError(f"--steps {self.steps} must be at least {POINTS}")
 
@@ -146,15 +148,12 @@ def report(results: dict) -> str:
     return f"{markdown(rows)}\n\n{depends}"
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"soak.png": pictures.draw_soak(results["runs"])}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / "soak"
-        if not options.readme:
-            write_json(folder / "results.json", soak(options))
-        results = read_json(folder / "results.json")
-        figures = {"soak.png": pictures.draw_soak(results["runs"])}
-        pictures.publish(folder, report(results), figures, options.readme)
+    run_benchmark(Options, arguments, soak, show)
 
 
 if __name__ == "__main__":

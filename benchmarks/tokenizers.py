@@ -40,8 +40,8 @@ import numpy as np  # after this, for `tokenizers` is the name of a package, too
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     VERSIONS,
     check_name,
     check_texts,
@@ -51,10 +51,9 @@ from benchmarks.common import (
     markdown,
     on_machine,
 )
-from benchmarks.pictures import COLOURS, axes_of, colour, label_ends, publish
-from shared.command_line import clear_errors, parse_options
+from benchmarks.pictures import COLOURS, axes_of, colour, label_ends
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
-from shared.files import UserError, read_json, write_json
+from shared.files import UserError
 from shared.machine import machine_facts
 from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
@@ -552,18 +551,16 @@ def draw(results: dict) -> Figure:
     return figure
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"speed.png": draw(results)}
+
+
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--measure"]:
         print(json.dumps(measure(*arguments[1:])))
-        return
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", compare(options))
-        results = read_json(folder / "results.json")
-        publish(folder, report(results), {"speed.png": draw(results)}, options.readme)
+    else:
+        run_benchmark(Options, arguments, compare, show)
 
 
 if __name__ == "__main__":

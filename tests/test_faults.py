@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, VERSIONS, load_version, small_arguments
+from conftest import ROOT, VERSIONS, each_once, load_version, small_arguments
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -154,7 +154,7 @@ def test_a_run_killed_at_its_writes_is_the_untouched_one(subject, tmp_path, monk
     assert difference(subject.folder / "untouched" / "run", run) == ""
 
 
-def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
+def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch, started):
     if subject.version != "v4_modern":
         pytest.skip("one process is enough: the others are killed above")
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
@@ -165,7 +165,7 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
-def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
+def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch, started):
     stopped = Subject("v0_bigram", corpus_file, tmp_path, faults.SIZES)
     assert stopped.untouched.status == 0
     monkeypatch.setattr(faults, "moments", lambda *_: [("step", 3, 0.0, signal.SIGINT)])
@@ -195,7 +195,9 @@ def unblocked(number):
 
 
 @pytest.mark.usefixtures("unblocked")
-@pytest.mark.parametrize("number", [signal.SIGINT, *STOPS])
+@pytest.mark.parametrize(
+    "subject, number", each_once([signal.SIGINT, *STOPS]), indirect=["subject"]
+)
 def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch, number):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.fsync", lambda _: signal.raise_signal(number))
@@ -213,7 +215,7 @@ def test_a_bar_that_a_signal_leaves_half_made_ends_in_peace(monkeypatch):
 
 
 @pytest.mark.usefixtures("unblocked")
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("subject, number", each_once(STOPS), indirect=["subject"])
 def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch, number):
     log_step = Run.log_step
 
@@ -259,16 +261,24 @@ class Unwritable(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("output", ["stdout", "stderr"])
-def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatch, number, output):
-    """It is given up, and training goes on; but what `| head` ends stops and saves."""
+OUTPUTS = [
+    (name, e) for e in (errno.EPIPE, errno.ENOSPC, errno.EIO) for name in ("stdout", "stderr")
+]
+
+
+@pytest.mark.parametrize(
+    "subject, output", each_once([*OUTPUTS, ("stdout", 0)]), indirect=["subject"]
+)
+def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatch, output):
+    """It is given up, and training goes on; but what `| head` ends stops and saves. 0: a closed
+    one, in whose place Python has None."""
+    output, number = output
     monkeypatch.setattr("shared.terminal.discard", lambda output: None)  # the test's own
     monkeypatch.setattr("shared.run.discard", lambda output: None)
     monkeypatch.setattr("shared.terminal.SECONDS", 0)  # progress is written, too
     arguments = [*map(str, subject.arguments(tmp_path / "run"))]
     with monkeypatch.context() as patch:
-        patch.setattr(sys, output, Unwritable(number))
+        patch.setattr(sys, output, Unwritable(number) if number else None)
         try:
             subject.module.main(arguments)
             status = 0
@@ -283,11 +293,11 @@ def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("closed", ["> /dev/full 2> /dev/full", ">&- 2>&-"])
-def test_a_run_without_any_output(corpus_file, tmp_path, closed):
+def test_a_run_without_any_output(corpus_file, tmp_path):
+    """A full disk, on which Python fails again when it ends, and nothing at all."""
     v0 = load_version("v0_bigram")
     arguments = map(str, small_arguments(v0, data=corpus_file, out=tmp_path / "run"))
-    command = f'"$0" "$@" {closed}'
+    command = '"$0" "$@" > /dev/full 2>&-'
     program = [sys.executable, str(ROOT / "v0_bigram" / "train.py")]
     assert subprocess.run(["sh", "-c", command, *program, *arguments]).returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()

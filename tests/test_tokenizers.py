@@ -12,8 +12,8 @@ from conftest import load_version, small_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared import corpora, fast_bpe
-from shared.corpora import END_OF_TEXT
+from shared import fast_bpe
+from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
 from shared.text import whole_words
 from shared.token_files import open_token_file
@@ -69,9 +69,9 @@ def test_tokens_of_the_same_bytes():
         assert kind.train(texts, 300).merges == v2s.merges
 
 
-def test_all_of_pydocs():
+def test_all_of_pydocs(pydocs):
     """Merges as v2's, as far as that gets in some seconds, and all ids of all four."""
-    documents = list(corpora._pydocs_documents())
+    documents = [text for part in (pydocs.train, pydocs.val) for text in read_documents(part)]
     text = END_OF_TEXT.join(documents)
     plain, fast = (kind.train(documents, 4096) for kind in KINDS)
     assert plain.merges == fast.merges and plain.vocab_size == 4096
