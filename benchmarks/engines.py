@@ -31,6 +31,7 @@ import torch
 from benchmarks import common
 from benchmarks.command import publish
 from benchmarks.common import check_name, markdown, on_machine, open_run, train
+from benchmarks.records import code, kept, read_results, write_results
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, file_sha256, read_json, write_json, write_text
@@ -451,7 +452,8 @@ def exported(folder: Path) -> Path:
 
 
 def compare(options: Options) -> dict:
-    """Ask all engines that are here; rows of the same model that were found elsewhere are kept."""
+    """Ask all engines that are here; rows of the same model and the same code that were found
+    elsewhere are kept."""
     folder = Path(options.run).resolve() if options.run else RUNS / "run"
     if not options.run:
         train("v4_modern", folder, {"steps": STEPS})
@@ -474,10 +476,10 @@ def compare(options: Options) -> dict:
         raise UserError(f"--run {options.run}: a context of {longest} tokens is needed")
     path = common.RESULTS / options.name / "results.json"
     about = {"sha256": file_sha256(model / "model.safetensors"), "parameters": run.parameters}
-    results = read_json(path) if path.exists() else {}
+    results = kept(path)
     if results.get("model") != about:
         results = {"model": about, "rows": {}}
-    ours, facts = our_answer(asked), machine_facts()
+    ours, facts = our_answer(asked), machine_facts() | {"commit": code()}
     for name in options.engines or ENGINES:
         if not (found := versions(ENGINES[name])):
             print_text(f"{name} is not installed: pip install {' '.join(ENGINES[name].packages)}")
@@ -485,7 +487,7 @@ def compare(options: Options) -> dict:
         row = {"engine": name, "version": found[0]} | row_of(answer(name, asked), ours, tokenizer)
         print_text(f"{name} {found[0]}: {row.get('failed') or row.get('greedy', '')}")
         results["rows"][f"{name} {found[0]}"] = row | {"machine": facts}
-        write_json(path, results)
+        write_results(path, results)
     return results
 
 
@@ -523,7 +525,9 @@ def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         options = parse_options(Options, arguments)
         folder = common.RESULTS / options.name
-        results = read_json(folder / "results.json") if options.readme else compare(options)
+        if not options.readme:
+            compare(options)
+        results = read_results(folder / "results.json")
         if options.readme:
             tour = TOUR.read_text(encoding="utf-8")
             write_text(TOUR, common.readme_with(tour, options.name, report(results)))
