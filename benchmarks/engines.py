@@ -6,8 +6,8 @@
 Each engine that this Python can import is asked in a process of its own; the others are named.
 Some exclude each other: give them environments of their own, each with requirements.txt and
 safetensors, and run this with one Python after the other. Each run replaces the rows of the engines
-that it asked, as long as the model is the same. The table goes to v4_modern/README.md, and with
-results.json to benchmarks/results/engines/; `--readme` asks nothing and writes the table anew.
+that it asked, as long as the model is the same. Table and results.json go to
+benchmarks/results/engines/; `--readme` asks nothing and writes v4_modern/README.md, too.
 """
 
 import json
@@ -28,16 +28,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 import torch
 
-from benchmarks.common import (
-    RESULTS,
-    check_name,
-    markdown,
-    on_machine,
-    open_run,
-    readme_with,
-    train,
-    write_readme,
-)
+from benchmarks import common
+from benchmarks.command import publish
+from benchmarks.common import check_name, markdown, on_machine, open_run, train
+from benchmarks.records import code, kept, read_results, write_results
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, file_sha256, read_json, write_json, write_text
@@ -458,7 +452,8 @@ def exported(folder: Path) -> Path:
 
 
 def compare(options: Options) -> dict:
-    """Ask all engines that are here; rows of the same model that were found elsewhere are kept."""
+    """Ask all engines that are here; rows of the same model and the same code that were found
+    elsewhere are kept."""
     folder = Path(options.run).resolve() if options.run else RUNS / "run"
     if not options.run:
         train("v4_modern", folder, {"steps": STEPS})
@@ -479,12 +474,12 @@ def compare(options: Options) -> dict:
     longest = max(map(len, asked.starts)) + asked.tokens
     if longest > run.config.context_length:
         raise UserError(f"--run {options.run}: a context of {longest} tokens is needed")
-    path = RESULTS / options.name / "results.json"
+    path = common.RESULTS / options.name / "results.json"
     about = {"sha256": file_sha256(model / "model.safetensors"), "parameters": run.parameters}
-    results = read_json(path) if path.exists() else {}
+    results = kept(path)
     if results.get("model") != about:
         results = {"model": about, "rows": {}}
-    ours, facts = our_answer(asked), machine_facts()
+    ours, facts = our_answer(asked), machine_facts() | {"commit": code()}
     for name in options.engines or ENGINES:
         if not (found := versions(ENGINES[name])):
             print_text(f"{name} is not installed: pip install {' '.join(ENGINES[name].packages)}")
@@ -492,7 +487,7 @@ def compare(options: Options) -> dict:
         row = {"engine": name, "version": found[0]} | row_of(answer(name, asked), ours, tokenizer)
         print_text(f"{name} {found[0]}: {row.get('failed') or row.get('greedy', '')}")
         results["rows"][f"{name} {found[0]}"] = row | {"machine": facts}
-        write_json(path, results)
+        write_results(path, results)
     return results
 
 
@@ -523,18 +518,21 @@ def report(results: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--ask"]:
+        answer_here(*arguments[1:])
+        return
     with clear_errors():
         options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        results = read_json(folder / "results.json") if options.readme else compare(options)
-        text = report(results)
-        write_text(folder / "table.md", text + "\n")
-        tour = TOUR.read_text(encoding="utf-8")
-        if f"<!-- results {options.name} -->" in tour:
-            write_text(TOUR, readme_with(tour, options.name, text))
-        write_readme(options.name, text)
-        print_text(text)
+        folder = common.RESULTS / options.name
+        if not options.readme:
+            compare(options)
+        results = read_results(folder / "results.json")
+        if options.readme:
+            tour = TOUR.read_text(encoding="utf-8")
+            write_text(TOUR, common.readme_with(tour, options.name, report(results)))
+        publish(folder, report(results), {}, options.readme)
 
 
 if __name__ == "__main__":
-    answer_here(*sys.argv[2:]) if sys.argv[1:2] == ["--ask"] else main()
+    main()

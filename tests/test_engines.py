@@ -76,8 +76,7 @@ def places(tmp_path, monkeypatch):
     readme, tour = tmp_path / "README.md", tmp_path / "TOUR.md"
     readme.write_text("<!-- results origins -->\n<!-- /results -->")
     tour.write_text("before\n<!-- results engines -->\n<!-- /results -->\nafter")
-    for module in (common, engines):
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(common, "README", readme)
     monkeypatch.setattr(engines, "TOUR", tour)
     monkeypatch.setattr(engines, "RUNS", tmp_path)
@@ -102,6 +101,7 @@ def test_transformers_is_asked_and_compared(places, corpus_file, capsys):
     (row,) = read_json(places / "results" / "engines" / "results.json")["rows"].values()
     assert row["greedy"] == f"{len(engines.PROMPTS)} of {len(engines.PROMPTS)}"
     assert row["ids"] == f"{len(engines.ODD_TEXTS)} of {len(engines.ODD_TEXTS)}"
+    engines.main(["--readme"])
     table = (places / "results" / "engines" / "table.md").read_text(encoding="utf-8")
     begin, end = "before\n<!-- results engines -->\n", "<!-- /results -->\nafter"
     assert (places / "TOUR.md").read_text(encoding="utf-8") == begin + table + end

@@ -749,9 +749,8 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
-        inputs, targets = (
-            parallel.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
-        )
+        windows = get_batch(tokens, batch, config)
+        inputs, targets = (parallel.my_share(ids, run.device) for ids in windows)
         last = (batch + 1) % batches == 0
         with precision, parallel.averaging(run.replica, now=last):
             loss = run.replica.train()(inputs, targets) / batches
