@@ -9,8 +9,9 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.pictures import Figure, save
+from benchmarks.records import read_results, write_results
 from shared.command_line import clear_errors, parse_options
-from shared.files import UserError, read_json, write_json, write_text
+from shared.files import UserError, write_text
 from shared.terminal import print_text
 
 Shown = tuple[str, dict[str, Figure]]  # a report, and pictures by file name
@@ -30,8 +31,8 @@ def run_benchmark(
         options = parse_options(options_class, arguments)
         folder = common.RESULTS / options.name
         if not options.readme:
-            write_json(folder / "results.json", measure(options))
-        publish(folder, *show(read_json(folder / "results.json")), options.readme)
+            write_results(folder / "results.json", measure(options))
+        publish(folder, *show(read_results(folder / "results.json")), options.readme)
 
 
 def publish(folder: Path, text: str, figures: dict[str, Figure], readme: bool = False) -> None:

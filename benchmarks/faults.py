@@ -44,12 +44,11 @@ from benchmarks.common import (
     load_version,
     markdown,
     pick_versions,
-    short_commit,
 )
+from benchmarks.records import commits_of, kept, short_commit
 from shared.checkpoints import all_finite
 from shared.corpora import END_OF_TEXT, load_corpus
 from shared.files import ROOT, UserError, read_json
-from shared.machine import machine_facts
 from shared.run import Run
 from shared.terminal import ended_by, progress
 
@@ -596,13 +595,16 @@ FAULTS = {
 
 def break_all(options: Options) -> dict:
     """The faults of the versions; what goes into results.json. Those that are not asked for stay
-    there as they were."""
+    there as they were, if they are of the same code."""
     versions = pick_versions(options.versions)
     jobs = [(version, fault) for version in versions for fault in options.faults or FAULTS]
-    path = RESULTS / options.name / "results.json"
-    before = read_json(path)["trials"] if path.exists() else []
-    trials = [trial for trial in before if (trial["version"], trial["fault"]) not in jobs]
-    commit = short_commit(machine_facts()["commit"])
+    before = kept(RESULTS / options.name / "results.json").get("trials", [])
+    trials = [
+        trial | {"count": {version: times}}
+        for trial in before
+        for version, times in trial["count"].items()
+        if (version, trial["fault"]) not in jobs
+    ]
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
@@ -614,25 +616,26 @@ def break_all(options: Options) -> dict:
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")
             for where, ended, lost in FAULTS[fault](subject, chance, options):
-                trial = {"fault": fault, "version": version, "where": where, "commit": commit}
-                trials.append(trial | {"ended": ended, "lost": lost, "count": 1})
+                trial = {"fault": fault, "where": where, "ended": ended, "lost": lost}
+                trials.append(trial | {"count": {version: 1}})
                 bar.set_postfix(tried=times(trials), lost=times(trials, "lost"))
                 if lost:
                     bar.write(f"{version}, {where}: {lost}")
-    return {"trials": gathered(trials), "seed": options.seed, "machine": machine_facts()}
+    return {"trials": gathered(trials), "seed": options.seed}
 
 
 def gathered(trials: list[dict]) -> list[dict]:
-    """The trials, with equal outcomes merged into one that has their "count"."""
-    counts = Counter()
+    """The trials, with equal outcomes merged into one that has the "count" of each version."""
+    counts = {}
     for trial in trials:
-        counts[tuple((k, v) for k, v in trial.items() if k != "count")] += trial["count"]
-    return [dict(trial) | {"count": count} for trial, count in counts.items()]
+        outcome = tuple((k, v) for k, v in trial.items() if k != "count")
+        counts.setdefault(outcome, Counter()).update(trial["count"])
+    return [dict(outcome) | {"count": dict(count)} for outcome, count in counts.items()]
 
 
 def times(trials: Iterable[dict], what: str = "count") -> int:
     """The number of trials, or of those in which something was lost."""
-    return sum(trial["count"] for trial in trials if trial[what])
+    return sum(sum(trial["count"].values()) for trial in trials if trial[what])
 
 
 def report(results: dict) -> str:
@@ -655,8 +658,8 @@ def report(results: dict) -> str:
         where = f"{where} {', '.join(places)}".strip()
         rows.append([where, f"{times(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
     machine = results["machine"]
-    commits = sorted({trial["commit"] for trial in results["trials"]})
-    versions = len({trial["version"] for trial in results["trials"]})
+    commits = sorted({*map(short_commit, commits_of(results))})
+    versions = len({version for trial in results["trials"] for version in trial["count"]})
     depends = (
         f"{times(results['trials']):,} trials in {versions} versions, seed {results['seed']}; "
         f"Python {machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."

@@ -130,20 +130,19 @@ def draw_bits(results: dict) -> Figure:
     """
     figure, both = axes_of(2)
     runs = results["runs"]
-    for axes, name in zip(both, ("seconds", "bytes")):
+    for axes, name in zip(both, ("seconds", "train_bytes")):
         ends = {}  # version -> of its last run
         for run in runs:
-            points = [
-                (p[name], p["bits_per_byte"]) for p in run["curve"] if p[name] or axes is both[0]
-            ]
-            end = run["seconds"] if name == "seconds" else run["train_bytes"]
+            end, points = run[name], [(seconds, bits) for _, seconds, bits in run["curve"]]
+            if axes is both[1]:
+                points = [(s / run["steps"] * end, bits) for s, _, bits in run["curve"] if s]
             paint = {"color": colour(run["version"]), "alpha": 0.7, "linewidth": 1.2}
             axes.plot(*zip(*points), **paint)
             axes.plot(*zip(*points[-1:], (end, run["bits_per_byte"])), ":", **paint)
             axes.plot([end], [run["bits_per_byte"]], "*", **paint)
             furthest = max(end, ends.get(run["version"], (0,))[0])
             ends[run["version"]] = furthest, run["bits_per_byte"], short(run["version"])
-        trained = [p["bits_per_byte"] for run in runs for p in run["curve"][1:]]
+        trained = [bits for run in runs for *_, bits in run["curve"][1:]]
         axes.set_ylim(top=1.03 * max([*trained, *(run["bits_per_byte"] for run in runs)]))
         if axes is both[1]:
             axes.set_xscale("log")
@@ -168,8 +167,7 @@ def draw_beyond(results: dict) -> Figure:
     for run in results["runs"]:
         lengths = run["beyond"]["lengths"]
         if len(lengths) > 1:
-            times = [length["times"] for length in lengths]
-            bits = [length["bits_per_byte"] for length in lengths]
+            times, bits, _ = zip(*lengths)
             axes.plot(times, bits, "o-", color=colour(run["version"]), alpha=0.7)
             ends[run["version"]] = times[-1], bits[-1], short(run["version"])
     axes.set(xlabel="length of the windows read, in contexts of the training")
@@ -184,8 +182,8 @@ def draw_rates(results: dict) -> Figure:
     ends = []
     for run in results["runs"]:
         if run["seed"] == 0:
-            shares = [row["step"] / run["steps"] for row in run["rates"]]
-            rates = [row["learning_rate"] for row in run["rates"]]
+            shares = [step / run["steps"] for step, _ in run["rates"]]
+            rates = [rate for _, rate in run["rates"]]
             style = "--" if run["version"].startswith("v3") else "-"  # on v2's line
             axes.plot(shares, rates, style, color=colour(run["version"]))
             ends += [(1.0, rates[-1], short(run["version"]))] if rates else []
@@ -195,16 +193,15 @@ def draw_rates(results: dict) -> Figure:
     return figure
 
 
-def draw_soak(runs: dict[str, dict]) -> Figure:
+def draw_soak(runs: list[dict]) -> Figure:
     """Memory and the time of a step over long runs, the latter as a running median."""
     figure, (memory, seconds) = axes_of(2)
     ends = {memory: [], seconds: []}
-    for version, run in runs.items():
-        points = run["points"][1:]  # the first one imports and warms up
-        steps = [point["step"] for point in points]
+    for run in runs:
+        version, steps = run["version"], run["step"][1:]  # the first point imports and warms up
         for axes, values in (
-            (memory, [point["memory"] / 1e6 for point in points]),
-            (seconds, running_median([1000 * point["step_seconds"] for point in points])),
+            (memory, [held / 1e6 for held in run["memory"][1:]]),
+            (seconds, running_median([1000 * taken for taken in run["step_seconds"][1:]])),
         ):
             axes.plot(steps, values, linewidth=1.2, color=colour(version))
             ends[axes].append((steps[-1], values[-1], short(version)))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, UserError, need_package, read_json, write_text
+from shared.files import ROOT, UserError, need_package, write_text
 
 with clear_errors():
     for package in ("jinja2", "pygments"):
@@ -39,11 +39,13 @@ from benchmarks.common import (
     source,
     what_it_depends_on,
 )
+from benchmarks.records import read_results
 from benchmarks.report_steps import climbed_steps, step, worths
 from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SCRIPTS = [TEMPLATE.with_name(f"report{part}.js") for part in ("_bpe", "_model", "")]
+STYLES = {"light": "xcode", "dark": "github-dark"}  # of code; their colours stand out enough
 INK = "#010203"  # placeholder for the colour of the page's text
 
 
@@ -126,7 +128,7 @@ def draw_scores(version: str, scores: torch.Tensor) -> Figure:
     return figure
 
 
-def draw_map(tokens: list[dict]) -> Figure:
+def draw_map(tokens: list[list]) -> Figure:
     """The tokens on the map, coloured by the kind of their characters."""
     figure, (axes,) = pictures.axes_of(1, width=9, height=6.5)
     kinds = {
@@ -135,16 +137,14 @@ def draw_map(tokens: list[dict]) -> Figure:
         "digits, signs, blanks": lambda t: True,
     }
     seen = set()
-    for token in tokens:
-        number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token["token"]))
+    for token, x, y in tokens:
+        number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token))
         label = None if kind in seen else kind
         seen.add(kind)
         paint = {"color": f"C{number}"}
-        axes.plot(token["x"], token["y"], ".", markersize=2, alpha=0.6, label=label, **paint)
-        text = visible(token["token"]).replace("$", r"\$")
-        axes.annotate(
-            text, (token["x"], token["y"]), fontsize=7.5, ha="center", va="bottom", **paint
-        )
+        axes.plot(x, y, ".", markersize=2, alpha=0.6, label=label, **paint)
+        text = visible(token).replace("$", r"\$")
+        axes.annotate(text, (x, y), fontsize=7.5, ha="center", va="bottom", **paint)
     axes.set(xlabel="first axis", ylabel="second axis")
     axes.legend(markerscale=5, loc="upper right")
     return figure
@@ -232,8 +232,8 @@ def page(
         scripts=[markupsafe.Markup(script) for script in scripts],
         model_code=highlighted(scripts[1]),
         **data,
-        light=HtmlFormatter(style="default").get_style_defs(".code"),
-        dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
+        light=HtmlFormatter(style=STYLES["light"]).get_style_defs(".code"),
+        dark=HtmlFormatter(style=STYLES["dark"]).get_style_defs(".code"),
     )
 
 
@@ -267,15 +267,15 @@ def own_page(folder: Path) -> str:
 
 def ladder_page(options: Options) -> str:
     """The page of all versions."""
-    results = read_json(RESULTS / options.results / "results.json")
+    results = read_results(RESULTS / options.results / "results.json")
     paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
-    swept, climbed = (read_json(path) if path.exists() else None for path in paths)
+    swept, climbed = (read_results(path) if path.exists() else None for path in paths)
     if "exhibits" not in results or (swept and "points" not in swept):
         raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
     if climbed and not any("budget" in run for run in climbed.get("runs", ())):
         raise UserError("--climb is from climb.py: see --help")
     paths = {v: RESULTS / f"ablate-{v[:2]}" / "results.json" for v in (climb.V3, climb.V4)}
-    ablated = {version: read_json(path) for version, path in paths.items() if path.exists()}
+    ablated = {version: read_results(path) for version, path in paths.items() if path.exists()}
     runs = report_data.open_runs(report_data.places(options.results))
     return page(results, swept, climbed, ablated, runs)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compare
-from benchmarks.common import VERSIONS, open_run, read_rows, record, under_conditions
+from benchmarks.common import VERSIONS, course, open_run, read_rows, record, under_conditions
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json
 from shared.run import Run
@@ -65,7 +65,7 @@ def results_of(folder: Path) -> dict:
         "seconds": 0,
         "bytes": 0,
         "validation_words": sum(len(document.split()) for document in documents),
-        "runs": [run | {"beyond": compare.read_beyond(version, folder)}],
+        "runs": [run | course(folder) | {"beyond": compare.read_beyond(version, folder)}],
         "exhibits": {version: exhibit | {"map": compare.map_embeddings(version, folder)}},
     }
 

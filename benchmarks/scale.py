@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +34,6 @@ from benchmarks.pictures import axes_of, label_ends
 from shared import fast_bpe
 from shared.corpora import load_corpus, read_documents
 from shared.files import UserError, json_sha256
-from shared.machine import machine_facts
 from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
@@ -116,13 +115,13 @@ def run(options: Options) -> dict:
                 taken = in_new_process(measure, task, text, options.vocab_size)
                 rows.append({"bytes": text.stat().st_size} | taken)
                 print_text(f"{size:g} MB: {rows[-1]}")
-    return {"options": asdict(options), "machine": machine_facts(), "rows": rows}
+    return {"vocab_size": options.vocab_size, "rows": rows}
 
 
 def report(results: dict) -> str:
     """A line for each size."""
     table = [["text", "", "peak", "encode", "peak", "open, 1,000 batches", "peak, more"]]
-    table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
+    table[0][1] = f"learn {results['vocab_size']:,} tokens"
     rows = results["rows"]
     for size in dict.fromkeys(row["bytes"] for row in rows):
         train, encode, batches = (

@@ -26,7 +26,6 @@ from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import check_name, load_version, markdown, on_machine, pick_versions
 from benchmarks.faults import SIZES, Subject, some_text
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.machine import machine_facts
 from shared.run import Run
 from shared.terminal import progress
 
@@ -71,7 +70,8 @@ def measure_child() -> None:
     Run.log_step = measured
     before = process_state()["handles"]
     module.main(arguments)
-    write_json(path, {"points": points, "left_open": process_state()["handles"] - before})
+    courses = {name: [point[name] for point in points] for name in points[0]}
+    write_json(path, courses | {"left_open": process_state()["handles"] - before})
 
 
 def process_state() -> dict[str, int]:
@@ -84,7 +84,7 @@ def process_state() -> dict[str, int]:
 
 def soak(options: Options) -> dict:
     """Train every version in a process of its own; what goes into results.json."""
-    runs = {}
+    runs = []
     with tempfile.TemporaryDirectory(prefix="ladder-soak-") as name:
         folder = Path(name)
         text = some_text(folder, 20_000)
@@ -103,21 +103,21 @@ def soak(options: Options) -> dict:
             )
             if done.returncode:
                 raise UserError(f"{version} ended with status {done.returncode}")
-            runs[version] = read_json(result)
-    return {"steps": options.steps, "runs": runs, "machine": machine_facts() | {"threads": 1}}
+            runs.append({"version": version} | read_json(result))
+    return {"steps": options.steps, "runs": runs}
 
 
-def slope(points: Sequence[dict]) -> float:
+def slope(run: dict) -> float:
     """Bytes of memory that each step adds: least squares, after the warm-up."""
-    settled = points[int(WARM_UP * len(points)) :]
-    return float(np.polyfit([p["step"] for p in settled], [p["memory"] for p in settled], 1)[0])
+    first = int(WARM_UP * len(run["step"]))
+    return float(np.polyfit(run["step"][first:], run["memory"][first:], 1)[0])
 
 
-def tenth_medians(points: Sequence[dict]) -> tuple[float, float]:
+def tenth_medians(step_seconds: Sequence[float]) -> tuple[float, float]:
     """The median CPU time of a step, in seconds, in the first and in the last tenth of a run."""
-    tenth = max(1, len(points) // 10)
-    parts = points[1 : 1 + tenth], points[-tenth:]  # the first one imports and warms up
-    first, last = (float(np.median([p["step_seconds"] for p in part])) for part in parts)
+    tenth = max(1, len(step_seconds) // 10)
+    parts = step_seconds[1 : 1 + tenth], step_seconds[-tenth:]  # the first imports and warms up
+    first, last = (float(np.median(part)) for part in parts)
     return first, last
 
 
@@ -125,25 +125,24 @@ def report(results: dict) -> str:
     """The table, as it stands in table.md."""
     head = ["version", "memory, MB", "grows by, bytes a step", "handles", "left open"]
     rows = [[*head, "CPU ms a step, first tenth", "last tenth"]]
-    for version, run in results["runs"].items():
-        points = run["points"]
-        settled = points[int(WARM_UP * len(points))]
-        handles = sorted({point["handles"] for point in points})
+    for run in results["runs"]:
+        memory, handles = run["memory"], run["handles"]
+        settled = memory[int(WARM_UP * len(memory))]
         rows.append(
             [
-                version,
-                f"{settled['memory'] / 1e6:.1f} → {points[-1]['memory'] / 1e6:.1f}",
-                f"{slope(points):.0f}",
-                " to ".join(map(str, dict.fromkeys((handles[0], handles[-1])))),
+                run["version"],
+                f"{settled / 1e6:.1f} → {memory[-1] / 1e6:.1f}",
+                f"{slope(run):.0f}",
+                " to ".join(map(str, dict.fromkeys((min(handles), max(handles))))),
                 str(run["left_open"]),
-                *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(points)),
+                *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(run["step_seconds"])),
             ]
         )
     depends = (
         f"{results['steps']:,} steps of a tiny model with {POINTS} evaluations and checkpoints, "
         f"whose time is in a step's, and {POINTS // 10} samples. loss.png is first redrawn after a "
         "minute: that keeps some MB, once. "
-        f"{on_machine(results['machine'])}."
+        f"{on_machine(results['machine'] | {'threads': 1})}."
     )
     return f"{markdown(rows)}\n\n{depends}"
 

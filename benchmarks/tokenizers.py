@@ -54,7 +54,6 @@ from benchmarks.common import (
 from benchmarks.pictures import COLOURS, axes_of, colour, label_ends
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError
-from shared.machine import machine_facts
 from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
 
@@ -385,7 +384,6 @@ def compare(options: Options) -> dict:
     peers = {who: version(who) for who in PEERS if importlib.util.find_spec(who)}
     return {
         "options": asdict(options),
-        "machine": machine_facts(),
         "peers": peers,
         "not_ascii": not_ascii(text),
         "foreign": foreign,

@@ -40,6 +40,7 @@ from benchmarks.common import (
     read_rows,
 )
 from benchmarks.pictures import BLUE, axes_of, colour, label_ends
+from benchmarks.records import conditions, kept
 from benchmarks.trainers import (
     NANOGPT_STEPS,
     V4,
@@ -52,7 +53,6 @@ from shared import model_table
 from shared.command_line import pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.machine import machine_facts
 from shared.terminal import progress
 
 WARM_UP = 3  # untimed steps before the timed ones
@@ -231,7 +231,7 @@ def measure_alone(options: Options) -> dict:
     written = interleave(work, WRITE_TURNS, "writing in turn")
     return {
         "data": Path(options.data).name,
-        "machine": machine_facts(),
+        "machine": conditions(),
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
@@ -290,7 +290,7 @@ def measure(options: Options) -> dict:
     asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows in another dtype do not fit
     asked["format"] = 3  # nor do those of another form
     path = folder / "results.json"
-    results = read_json(path) if path.exists() else {"options": asked}
+    results = kept(path) or {"options": asked}
     if results["options"] != asked:
         raise UserError(
             f"{folder} is of {results['options']}, not {asked}: use --fresh or another --name"
@@ -314,7 +314,7 @@ def measure(options: Options) -> dict:
             rows.append(run_processes(count, folder / f"processes-{count}", options))
             keep()
     if options.nanogpt:
-        beside = results.setdefault("nanogpt", {"machine": machine_facts()})
+        beside = results.setdefault("nanogpt", {"machine": conditions()})
         race.race(options.nanogpt, options.text, options.nanogpt_steps, options.seeds, beside, keep)
     else:
         print("nanoGPT is not trained: --nanogpt FOLDER names a clone of it")

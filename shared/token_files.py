@@ -54,9 +54,17 @@ def slices(ids: np.ndarray) -> Iterator[np.ndarray]:
 # ---- ours ----
 
 
+REBUILT = "delete it and run again: it will be rebuilt"
+
+
 def check_of(path: Path) -> Path:
-    """The file beside a token file; it is written last, so it marks the other as complete."""
+    """The file beside a token file of ours, which is written last."""
     return path.with_name(f"{path.name}.check")
+
+
+def is_written(path: Path) -> bool:
+    """Whether there is a whole token file of ours; it may have been damaged since."""
+    return path.exists() and check_of(path).exists()
 
 
 def write_token_file(
@@ -95,11 +103,7 @@ def _write_header(file: Any, dtype: np.dtype, count: int) -> None:  # noqa: ANN4
     np.lib.format.write_array_header_1_0(file, about)
 
 
-def open_token_file(
-    path: str | Path,
-    tokenizer_sha256: str,
-    again: str = "delete it and run again: it will be rebuilt",
-) -> np.ndarray:
+def open_token_file(path: str | Path, tokenizer_sha256: str, again: str = REBUILT) -> np.ndarray:
     """The ids in a file of ours, (count,) uint16 or uint32, memory-mapped.
 
     UserError if it is no token file, is damaged, or was made with another tokenizer.
@@ -181,9 +185,9 @@ def token_splits(data: str, tokenizer: Any, cache: Path) -> list[tuple[Path, int
     splits = []
     for split, pieces in parts.items():
         splits.append(cache / f"{split}-{json_sha256([of_ids, sha256])[:16]}.npy")
-        if not check_of(splits[-1]).exists():
+        if not is_written(splits[-1]):
             write_token_file(splits[-1], pieces, tokenizer.vocab_size, sha256)
-    return [(split, *_measure(split, tokenizer, sha256)[:2]) for split in splits]
+    return [(split, *_measure(split, tokenizer, sha256, REBUILT)[:2]) for split in splits]
 
 
 def documents(ids: np.ndarray, end: int, split: str = "") -> Iterator[np.ndarray]:
@@ -206,11 +210,14 @@ def documents(ids: np.ndarray, end: int, split: str = "") -> Iterator[np.ndarray
         yield np.array([end])
 
 
-def _measure(path: Path, tokenizer: Any, sha256: str) -> tuple[int, str, int]:  # noqa: ANN401
+def _measure(
+    path: Path,
+    tokenizer: Any,  # noqa: ANN401
+    sha256: str,
+    again: str = "make it again, or name the tokenizer that made it",
+) -> tuple[int, str, int]:
     """How many bytes the ids in `path` stand for, their SHA-256, and the number of documents."""
-    again = "make it again, or name the tokenizer that it was made with"
-    ours = check_of(path).exists()
-    ids = open_token_file(path, sha256, again) if ours else map_ids(path)
+    ids = open_token_file(path, sha256, again) if is_written(path) else map_ids(path)
     end = tokenizer.special_tokens[END_OF_TEXT]
     lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
     lengths[end] = 0

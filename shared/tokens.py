@@ -20,7 +20,7 @@ from shared.reading import read_pieces
 from shared.terminal import progress
 from shared.token_files import (
     SUFFIXES,
-    check_of,
+    is_written,
     let_go,
     map_ids,
     open_token_file,
@@ -165,7 +165,7 @@ def mapped_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     for text in (corpus.train, corpus.val):
         name = f"{text.stem}-{corpus.sha256[:16]}-{encoder[:16]}.npy"
         path = cache_folder() / "tokens" / name
-        if not check_of(path).exists():
+        if not is_written(path):
             encode_file(tokenizer, text, path)
         splits.append(open_token_file(path, sha256))
     return splits[0], splits[1]

@@ -10,15 +10,15 @@ import sys
 import tempfile
 import threading
 from functools import partial
+from multiprocessing import reduction
 from multiprocessing.connection import wait
-from multiprocessing.reduction import DupFd
 from operator import methodcaller
 from pathlib import Path
 
 import torch
 
 HERE = Path(__file__).resolve().parent
-# What takes long to import; torch's optimizers import torch._dynamo at their first step.
+# What takes long to import; torch's own optimizers import torch._dynamo at their first step.
 PRELOADED = ["pytest", "torch", "torch._dynamo", "tyro", "regex", "matplotlib.pyplot"]
 # A process that starts asks how all others ended, so two threads may read the one answer that there
 # is: the second finds nothing, and takes that for status 255.
@@ -32,7 +32,7 @@ class Output:
         self.file = file
 
     def __reduce__(self):
-        return methodcaller("detach"), (DupFd(self.file.fileno()),)
+        return methodcaller("detach"), (reduction.DupFd(self.file.fileno()),)
 
 
 def act(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[int]) -> None:

@@ -9,6 +9,7 @@ import toy
 from conftest import load_version, random_model, small_arguments, small_config, small_text
 
 from benchmarks import ablations, common, pictures, sweep
+from benchmarks.records import read_results
 from shared.files import UserError, read_json
 
 V4 = load_version("v4_modern")
@@ -237,7 +238,7 @@ def test_runs_are_of_equal_text_patched_by_name_and_kept(
     sweep.main(asked)  # nothing is left to do
     programs = sorted(command[1].rpartition("/")[2] for command in started)
     assert programs == ["ablations.py", "train.py"]
-    full, gelu = read_json(tmp_path / "ablate-v4" / "results.json")["points"]
+    full, gelu = read_results(tmp_path / "ablate-v4" / "results.json")["points"]
     assert "ablate" not in full["options"] and gelu["options"]["ablate"] == "gelu"
     for point in (full, gelu):
         (run,) = point["runs"]

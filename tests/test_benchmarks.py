@@ -35,7 +35,9 @@ from benchmarks import (
     tokenizers,
     training,
 )
-from shared.files import UserError, read_json, write_json
+from benchmarks import all as everything
+from benchmarks.records import read_results
+from shared.files import UserError, write_json
 from v4_modern import encode
 
 README = common.README.read_text(encoding="utf-8")
@@ -107,8 +109,8 @@ def test_the_bits_of_a_real_run_are_those_of_a_naive_count(corpus_file, tmp_path
     tokens = sum(token != ids[0] for token in ids)
     assert row["bytes_a_token"] == pytest.approx(n_bytes / tokens, rel=1e-6)
     assert row["beyond"][0]["mean"] == pytest.approx(row["bits_per_byte"], rel=1e-5)
-    assert {length["bytes"] for length in record["beyond"]["lengths"]} == {n_bytes}
-    assert [length["times"] for length in record["beyond"]["lengths"]] == [1, 2, 4, 8]
+    assert {scored for *_, scored in record["beyond"]["lengths"]} == {n_bytes}
+    assert [times for times, *_ in record["beyond"]["lengths"]] == [1, 2, 4, 8]
 
 
 # ---- commands ----
@@ -136,7 +138,7 @@ def test_a_comparison_runs_goes_on_and_is_not_run_twice(
     compare.main([*asked, "--versions", "v1", "v0"])  # as if it had been stopped after v1
     assert len(started) == 2
     out = capsys.readouterr().out
-    results = read_json(elsewhere / "results" / "toy" / "results.json")
+    results = read_results(elsewhere / "results" / "toy" / "results.json")
     assert [run["version"] for run in results["runs"]] == ["v0_bigram", "v1_char_transformer"]
     for run in results["runs"]:  # as near to the budget as whole steps come
         assert abs(run["train_bytes"] - 4000) <= run["train_bytes"] / run["steps"]
@@ -310,7 +312,7 @@ def test_the_readme_shows_what_the_results_give(name, text):
     if name == "origins":
         assert common.origins() == text and "unknown" not in text
         return
-    results = read_json(common.RESULTS / name / "results.json")
+    results = read_results(common.RESULTS / name / "results.json")
     of_their_own = {"tokenizers": tokenizers, "scale": scale, "faults": faults}
     of_their_own |= {"training": training, "against": against}
     of_their_own |= {"ablate-v3": ablations, "ablate-v4": ablations}
@@ -347,7 +349,7 @@ def test_readme_without_a_block_of_the_results_shows_their_origin(tmp_path, monk
 
 
 def results_of(name: str) -> dict[str, dict]:
-    rows = compare.summarize(read_json(common.RESULTS / name / "results.json"))
+    rows = compare.summarize(read_results(common.RESULTS / name / "results.json"))
     return {row["version"].split("_")[0]: row for row in rows}
 
 
@@ -374,7 +376,7 @@ def test_headers_promise_what_was_measured(name):
         r"about (\d\.\d\d) bits per byte", ast.get_docstring(ast.parse(common.source(name)))
     )
     measured = results_of("as-shipped")[name.split("_")[0]]["bits_per_byte"]
-    newer = read_json(common.RESULTS / "against" / "results.json")
+    newer = read_results(common.RESULTS / "against" / "results.json")
     if name == newer["asked"]["version"]:  # measured again, as shipped
         measured = against.rows_of(newer)[-1]["bits_per_byte"]
     assert float(promised[1]) == pytest.approx(measured, abs=0.02)
@@ -394,7 +396,7 @@ def test_every_file_and_option_of_the_readmes_exists(place):
     options |= {"--index-url", "--ablate", "--signals-to-handle"}
     options |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
     configs = [load_version(name).Config for name in VERSIONS]
-    programs = (compare, sweep, report, encode, training, tokenizers, climb)
+    programs = (compare, sweep, report, encode, training, tokenizers, climb, everything)
     others = [program.Options for program in programs]
     for config in configs + others:
         options |= {"--" + field.replace("_", "-") for field in config.__dataclass_fields__}
@@ -601,12 +603,6 @@ def test_a_record_is_what_the_run_wrote(tmp_path):
     run = common.record(tmp_path)
     assert run["last_loss"] == 7.5 and common.has_diverged(run)  # ln 1808 = 7.4999
     assert not common.has_diverged(run | {"vocab_size": 1809})
-    points = [(point["seconds"], point["bytes"], point["bits_per_byte"]) for point in run["curve"]]
-    assert points == [(0, 0, 9.0), (1, 40, 7.0)]
-    assert [rate["learning_rate"] for rate in run["rates"]] == [0.1, 0.2]
-
-
-def test_commits_are_short_and_tell_of_changes():
-    assert common.short_commit("a" * 40) == "a" * 12
-    assert common.short_commit("a" * 40 + "-dirty") == "a" * 12 + " with changes"
-    assert common.short_commit(None) == "unknown"
+    assert "perplexity" not in run  # that is e to the loss
+    course = common.course(tmp_path)
+    assert course == {"curve": [[0, 0, 9.0], [2, 1, 7.0]], "rates": [[1, 0.1], [3, 0.2]]}

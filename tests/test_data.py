@@ -27,7 +27,7 @@ from shared import corpora, fast_bpe, reading
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, sample_documents
 from shared.files import UserError, atomic_write, file_sha256, read_json, write_json
 from shared.reading import read_pieces
-from shared.token_files import open_token_file, write_token_file
+from shared.token_files import open_token_file, slices, write_token_file
 from shared.tokens import (
     SOURCES,
     cached_tokenizer,
@@ -311,6 +311,15 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("named") or replace(*names))
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"12345")
+    assert calls[:2] == [5, "named"]
+
+
 def test_two_processes_may_write_one_file(tmp_path):
     """Also if both have the same number, on two machines or in two containers."""
     path = tmp_path / "file"
@@ -455,6 +464,8 @@ def test_what_was_read_of_a_token_file_is_not_kept(tmp_path):
         random_windows(tokens, 64, 17, np.random.default_rng(step))
     for _ in islice(windows_in_order(tokens, 16, 1 << 14), 10):
         pass
+    for piece in slices(tokens):
+        piece.sum()
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     assert any(line.endswith(str(path)) for line in lines)  # leaves what is told of it
     held = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))

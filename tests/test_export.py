@@ -13,7 +13,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, load_version, small_arguments, small_config
+from conftest import ROOT, load_version, small_arguments, small_config, small_text
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import (
@@ -143,6 +143,25 @@ def test_their_own_settings_and_our_numbers(run, theirs, folders):
     for name in ("bits_per_byte", "val_loss"):
         assert f"{summary[name]:.4f}" in card
     assert f"{theirs.num_parameters():,} parameters" in card and summary["corpus"]["sha256"] in card
+
+
+def test_lm_eval_scores_documents_as_we_do(run, folders, tmp_path, capsys):
+    """Those of one window, and of three whole ones: in one that is not whole, it reads more."""
+    lm_eval = pytest.importorskip("lm_eval.models.huggingface", reason="pip install lm-eval[hf]")
+    from lm_eval.api.instance import Instance
+
+    # Else the start token that the tokenizer adds is to be predicted, after another one.
+    model = lm_eval.HFLM(str(folders[1]), device="cpu", add_bos_token=False, batch_size=2)
+    text, size = small_text(3).replace(END_OF_TEXT, "\n"), 3 * run.config.context_length
+    three = next(text[:n] for n in range(len(text)) if len(run.tokenizer.encode(text[:n])) == size)
+    for document in ("the cat", "A dog's\n 42", "漢字 é", three):
+        (tmp_path / "text.txt").write_text(document, encoding="utf-8")
+        capsys.readouterr()
+        v4.main(["--out", str(folders[0]), "--score", str(tmp_path / "text.txt")])
+        ours = float(capsys.readouterr().out.partition("bits per byte ")[2].split()[0])
+        (nats,) = model.loglikelihood_rolling([Instance("", {}, (document,), 0)], True)
+        theirs = -nats / math.log(2) / len(document.encode("utf-8"))
+        assert ours == pytest.approx(theirs, abs=1e-3), document
 
 
 def test_the_way_back_is_exact(run, theirs, folders, corpus_file, tmp_path, monkeypatch):

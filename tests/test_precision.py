@@ -46,21 +46,28 @@ def test_bfloat16_learns_what_float32_does(corpus_file, tmp_path):
     assert scores["bfloat16"] != scores["float32"]
 
 
-class Products(TorchDispatchMode):
-    """The types of the results of matrix products."""
+class Seen(TorchDispatchMode):
+    """The types of what matrix products give, and of what is summed up over many numbers."""
+
+    PRODUCTS = "mm", "bmm", "baddbmm"
+    SUMS = "_softmax", "_log_softmax", "mean", "linalg_vector_norm"
 
     def __init__(self):
         super().__init__()
-        self.dtypes = []
+        self.products, self.sums = [], []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **options or {})
-        if str(function) in ("aten.mm.default", "aten.bmm.default", "aten.baddbmm.default"):
-            self.dtypes.append(result.dtype)
+        name = str(function).split(".")[1]
+        if name in self.PRODUCTS:
+            self.products.append(result.dtype)
+        if name in self.SUMS:
+            self.sums.append((name, arguments[0].dtype))
         return result
 
 
 def test_products_are_in_bfloat16_and_nothing_else(monkeypatch):
+    """On a CPU, torch 2.13's autocast would leave the sums in 16 bits where it finds them so."""
     model, config = random_model(v4, dtype="bfloat16")
     optimizers, dtypes = v4.make_optimizers(model, config), []
     orthogonalize, cross_entropy = v4.orthogonalize, v4.cross_entropy
@@ -75,13 +82,35 @@ def test_products_are_in_bfloat16_and_nothing_else(monkeypatch):
     model.norm.register_forward_pre_hook(lambda _, x: seen(*x) and None)  # the residual stream
     device = torch.device("cpu")
     run = SimpleNamespace(model=model, replica=model, step=0, device=device, optimizers=optimizers)
-    with Products() as products:
+    with Seen() as kinds:
         v4.training_step(run, torch.randint(config.vocab_size, (200,)).numpy(), config)
     stream, logits, scored, *updates = dtypes
     assert (stream, logits, scored) == (torch.float32, torch.bfloat16, torch.float32)
     assert updates and set(updates) == {torch.bfloat16}
-    assert len(products.dtypes) > 50 and set(products.dtypes) == {torch.bfloat16}
+    assert len(kinds.products) > 50 and set(kinds.products) == {torch.bfloat16}
+    assert set(kinds.sums) == {(name, torch.float32) for name in Seen.SUMS}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_optimizers_remember_comes_back_as_it_was(version, dtype):
+    """`load_state_dict` turns all but "step" into its parameter's type (torch 2.13): that is no
+    change as long as it already has this type."""
+    model, config = random_model(version, vocab_size=300)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before, after = version.make_optimizers(model, config), version.make_optimizers(model, config)
+    for old, new in zip(before, after):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            old.step()
+        new.load_state_dict(old.state_dict())
+        assert new.state and equal(old.state_dict(), new.state_dict())
+        for parameter, kept in old.state.items():
+            for name, value in kept.items():
+                loaded = new.kept[parameter][name]
+                assert type(loaded) is type(value)
+                if name != "step" and isinstance(value, torch.Tensor):
+                    assert value.dtype == loaded.dtype == parameter.dtype
 
 
 @needs_fork

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.common import RESULTS, mean
+from benchmarks.records import read_results
 from shared.command_line import parse_options
-from shared.files import read_json
 
 PLACES = "benchmarks/README.md", "shared/README.md", "README.md", "v4_modern/README.md"
 TEXTS = {place: (ROOT / place).read_text(encoding="utf-8") for place in PLACES}
@@ -139,7 +139,7 @@ def test_tiktoken_gives_our_ids(notebook):
 
 
 def test_the_ladder_and_the_samples_are_those_of_the_results():
-    results = read_json(RESULTS / "seconds-120" / "results.json")
+    results = read_results(RESULTS / "seconds-120" / "results.json")
     ladder = re.findall(r"(?m)^\| \[(\w+)\]\(\1/train\.py\) \|.*\| (\S+) \|$", README)
     bits = {
         name: [r["bits_per_byte"] for r in results["runs"] if r["version"] == name]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import load_version, small_text
 
-from benchmarks import scale, tokenizers
+from benchmarks import scale, ties, tokenizers
 from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
 from shared.terminal import progress
@@ -75,6 +75,28 @@ def test_every_contestant_encodes_the_same(who, cores, tmp_path, monkeypatch):
     found = tokenizers.measure("encode", who, *files)
     expected = hashlib.sha256(np.array(ours.encode(text), np.uint32).tobytes()).hexdigest()
     assert found["sha256"] == expected
+
+
+FIRST_OF_EQUALS = {"v4": b"cd", "tokenizers": b"ab", "rustbpe": b" c", "bpeasy": b" c"}
+
+
+@pytest.mark.parametrize("who", FIRST_OF_EQUALS)
+def test_which_of_equal_pairs_merges_first(who):
+    """Of `ab`, ` c` and `cd`, as the table says."""
+    if who != "v4":
+        pytest.importorskip(who)
+    learned = ties.FIRST[who][1](["ab cd"], 258)
+    assert {t for t in learned if len(t) > 1} - {END_OF_TEXT.encode()} == {FIRST_OF_EQUALS[who]}
+
+
+def test_tokens_in_common(monkeypatch):
+    """Two of v4's three."""
+    found = {"v4": {b"a", b"ab", b"bc", b"cd"}, "pytest": {b"b", b"ab", b"bc", b"xyz"}}
+    monkeypatch.setattr(
+        ties, "FIRST", {who: ("any", lambda *_, t=tokens: t) for who, tokens in found.items()}
+    )
+    rows = ties.compare([], 0)
+    assert rows == [["v4", "any", "100.0%"], [f"pytest {pytest.__version__}", "any", "66.7%"]]
 
 
 def test_text_grows_from_what_the_machine_has(monkeypatch):

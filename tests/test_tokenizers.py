@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from conftest import load_version, small_text
+from conftest import load_version
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_fast_bpe import ANY, GPT2, PROSE, TEXTS
 
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, read_documents
@@ -21,13 +22,6 @@ from shared.tokens import encode_file
 
 v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
 KINDS = [v4.Tokenizer, fast_bpe.fast(v4.Tokenizer, workers=1)]  # plain, and for long texts
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Few letters, so that pairs come again; and what splits words in odd places.
-TEXTS = st.lists(
-    st.text(st.sampled_from("aab b'st\n\r 1é漢🙂\u0301\u00a0\x1c\x85\u3000")) | st.text(),
-    max_size=4,
-)
-PROSE = small_text()
 
 
 # ---- training ----
@@ -168,9 +162,6 @@ def as_hugging_face(tokenizer):
 TOKENIZER = v4.Tokenizer.train([PROSE, "naïve café 漢字漢字 🙂🙂 aaaa aaaaaaaa   \n\n\n1234"], 500)
 FAST = KINDS[1](TOKENIZER.merges)
 TIKTOKEN, HUGGING_FACE = as_tiktoken(TOKENIZER), as_hugging_face(TOKENIZER)
-ANY = st.text() | st.text(
-    st.sampled_from("the cat's réd 42 aa\n\t \u00a0\x1c\x85\u3000🙂漢"), max_size=60
-)
 
 
 @given(ANY)

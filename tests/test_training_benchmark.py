@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_version, small_config
 
-from benchmarks import common, race, trainers, training
+from benchmarks import common, race, records, trainers, training
 from benchmarks.trainers import NanoGPTTrainer, V4Trainer, complete_run, load_nanogpt
 from shared.files import UserError, read_json
 
@@ -369,6 +369,7 @@ def quick(monkeypatch, tmp_path, corpus_file):
         monkeypatch.setattr(race, name, value)
     # To compile takes half a minute.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, dynamic: None)
+    monkeypatch.setattr(records, "code", lambda: MACHINE["commit"])
     monkeypatch.setattr(training, "ROOT", tmp_path)
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)

@@ -9,12 +9,14 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, by_characters, load_version, small_arguments, small_config
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import shared.run
@@ -26,6 +28,7 @@ from shared.terminal import print_text
 from shared.tokens import decode_pieces
 from v4_modern.run import BFLOAT16_PEAK
 
+V4 = load_version("v4_modern")
 BYTES = load_version("v2_bpe_rope").Tokenizer.train(["no pair twice"], 257)  # a token is a byte
 
 
@@ -264,7 +267,7 @@ def test_the_table_is_what_torch_reports_of_a_real_model(version):
     assert sum(size.parameters.values()) == sum(p.numel() for p in parameters)
     assert size.weights == size.gradients == sum(p.numel() * p.element_size() for p in parameters)
     assert size.optimizer_state == sum(t.numel() * t.element_size() for t in tensors)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the one torch counts
+    with sdpa_kernel(SDPBackend.MATH):  # the one torch counts
         with FlopCounterMode(display=False) as forward:
             model(ids)
         with FlopCounterMode(display=False) as training:
@@ -275,12 +278,11 @@ def test_the_table_is_what_torch_reports_of_a_real_model(version):
 
 def test_the_table_is_what_a_hand_counts():
     """v4: two FLOPs a weight that multiplies, and attention over the whole context."""
-    v4 = load_version("v4_modern")
-    config = small_config(v4)
+    config = small_config(V4)
     C, D, V, T = config.width, config.head_size, config.vocab_size, config.context_length
     attention = 2 * C * config.n_heads * D + 2 * C * config.n_kv_heads * D
     feed_forward = 3 * C * config.feed_forward_size
-    size = measure(config, v4.LanguageModel, v4.make_optimizers)
+    size = measure(config, V4.LanguageModel, V4.make_optimizers)
     assert size.parameters == {
         "embedding": V * C,
         "blocks.attention_norm": 2 * C,
@@ -298,6 +300,44 @@ def test_the_table_is_what_a_hand_counts():
     adamw, muon = size.parameters["embedding"] * 2 + 5 * C + 4 * D, 2 * (attention + feed_forward)
     assert size.optimizer_state == 4 * (2 * adamw + muon)
     assert size.training_flops == 3 * sum(size.flops.values())
+
+
+@settings(max_examples=10)
+@given(
+    T=st.sampled_from([2, 16, 512, 513, 700]),  # from 513 on, a CPU takes the fused form
+    heads=st.sampled_from([(1, 1), (4, 1), (4, 2), (3, 3)]),
+    sizes=st.tuples(st.integers(1, 3), *[st.sampled_from([2, 6, 16])] * 3, st.integers(257, 300)),
+    B=st.integers(1, 3),
+)
+def test_flops_follow_the_closed_formula(T, heads, sizes, B):
+    """Two for each weight that multiplies, and four in attention for each channel of a head and
+    each token of the context; three times that with the backward pass. So for any shape, and
+    though torch 2.13's counter takes fused attention on a CPU for nothing."""
+    (H, G), (layers, C, D, hidden, V) = heads, sizes
+    shape = {"n_layers": layers, "n_heads": H, "n_kv_heads": G, "head_size": D, "width": C}
+    shape |= {"feed_forward_size": hidden, "vocab_size": V, "context_length": T, "batch_size": B}
+    config = small_config(V4, **shape)
+    weights = layers * C * (2 * H * D + 2 * G * D + 3 * hidden) + C * V
+    expected = 2 * weights + 4 * layers * H * D * T
+    size = measure(config, V4.LanguageModel, V4.make_optimizers)
+    assert sum(size.flops.values()) == expected
+    assert size.training_flops == 3 * expected
+
+
+@pytest.mark.parametrize("T", [512, 513])
+def test_both_forms_of_attention_take_the_flops_of_the_table(T, monkeypatch):
+    """Counted while a CPU runs them: written out, and as the one fused form that torch counts."""
+    config = small_config(V4, context_length=T, n_layers=1, batch_size=1, vocab_size=270)
+    fused, called = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **o: called.append(1) or fused(*a, **o)
+    )
+    model, ids = V4.LanguageModel(config).train(), torch.zeros(1, T, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(ids, ids).backward()
+    assert bool(called) == (T > 512)
+    size = measure(config, V4.LanguageModel, V4.make_optimizers)
+    assert counter.get_total_flops() == size.training_flops * T
 
 
 def test_print_model_trains_nothing(version, corpus_file, tmp_path, capsys):
@@ -321,8 +361,7 @@ def test_print_model_leaves_the_folder_to_a_run_in_it(version, corpus_file, tmp_
 
 
 def test_a_model_larger_than_the_machine_is_told_in_a_moment(capsys):
-    v4 = load_version("v4_modern")
-    v4.main("--print-model --n-layers 4 --width 65536 --feed-forward-size 100000".split())
+    V4.main("--print-model --n-layers 4 --width 65536 --feed-forward-size 100000".split())
     rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
     assert float(rows["weights"][0].replace(",", "")) > 300_000  # MB
 
@@ -331,21 +370,20 @@ def test_the_log_says_after_how_many_steps_compiling_pays(
     corpus_file, tmp_path, capsys, monkeypatch
 ):
     """A second a step, then half a second, and half a minute to compile."""
-    v4 = load_version("v4_modern")
     now, steps, compiled = [0.0], [], []
-    step_of = v4.training_step
+    step_of = V4.training_step
 
     def training_step(run, *others):
         now[0] += 30.5 if compiled == [run.step] else 0.5 if compiled else 1.0
         steps.append(run.step)
         return step_of(run, *others)
 
-    monkeypatch.setattr(v4, "training_step", training_step)
-    for module in (v4, shared.run, v4_modern.run):
+    monkeypatch.setattr(V4, "training_step", training_step)
+    for module in (V4, shared.run, v4_modern.run):
         monkeypatch.setattr(module, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(v4.LanguageModel, "compile", lambda self: compiled.append(len(steps)))
+    monkeypatch.setattr(V4.LanguageModel, "compile", lambda self: compiled.append(len(steps)))
     options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 45, "compile": True}
-    v4.train(small_config(v4, **options))
+    V4.train(small_config(V4, **options))
     assert compiled == [20]
     told = "compiled in 30 s; a step takes 500.0 ms instead of 1000.0 ms: pays after 60 steps"
     assert told in capsys.readouterr().out
