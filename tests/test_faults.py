@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, VERSIONS, each_once, load_version, small_arguments
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
 
@@ -462,7 +462,7 @@ def test_damaged_files_are_told_or_harmless(subject):
     assert lost(faults.files(subject, random.Random(0), options)) == []
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.integers(0, 100), st.booleans())
 @example(b"", 0, True)
 def test_any_bytes_in_a_file_are_told(subject, content, kept, whole):

@@ -26,6 +26,7 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
+from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import build, print_model
 from shared.reading import read_pieces
@@ -225,7 +226,7 @@ class Tokenizer:
         """The ids of one word: its bytes, merged in the order learned."""
         ids = list(word.encode("utf-8"))
         if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
-            return fast_bpe.Merger(self.merges)([bytes(ids)])[0].tolist()
+            return Merger(self.merges)([bytes(ids)])[0].tolist()
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
