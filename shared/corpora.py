@@ -133,7 +133,8 @@ def _content_key(files: list[Path], field: str) -> str:
     fields = [field if has_fields(file) else "" for file in files]
     known = cache_folder() / "files" / f"{json_sha256([states, fields])[:16]}.key"
     if os.name != "nt" and known.exists():
-        return read_json(known)["content"]
+        if isinstance(key := read_json(known).get("content"), str):  # else it is damaged
+            return key
     bar = progress(files, desc="hashing", unit="file")
     key = json_sha256([(file_sha256(file), field) for file, field in zip(bar, fields)])[:16]
     size, newest = sum(s[3] for s in states), max((s[5] for s in states), default=0)

@@ -184,6 +184,10 @@ def test_a_large_text_is_not_read_at_each_start(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "SURELY", -(10**11))
     for _ in range(3):
         assert load_corpus(path) == first and len(hashed) == 3
+    (known,) = corpora.cache_folder().glob("files/*.key")
+    known.write_text('{"cOntent": "damaged"}')
+    for _ in range(2):  # read once more, and then known again
+        assert load_corpus(path) == first and len(hashed) == 4
 
 
 def test_the_same_text_is_kept_once(tmp_path):
