@@ -54,10 +54,10 @@ from benchmarks.common import (
 from benchmarks.pictures import COLOURS, axes_of, colour, label_ends
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import UserError
+from shared.splits import SPLITS
 from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
 
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LONG = 20  # a contestant whose turn takes more seconds gets only one
 MANUALS = Path("/usr/share/man")
 # MB beyond which a contestant is left out: it would take hours (or minutes, for encoding).
@@ -161,14 +161,14 @@ def train_rustbpe(texts: list[str], vocab_size: int, cores: int) -> object:
     import rustbpe
 
     tokenizer = rustbpe.Tokenizer()
-    tokenizer.train_from_iterator(iter(texts), vocab_size - 1, pattern=GPT2)
+    tokenizer.train_from_iterator(iter(texts), vocab_size - 1, pattern=SPLITS["gpt2"])
     return tokenizer
 
 
 def train_bpeasy(texts: list[str], vocab_size: int, cores: int) -> object:
     import bpeasy
 
-    return bpeasy.train_bpe(iter(texts), GPT2, 128, vocab_size - 1)
+    return bpeasy.train_bpe(iter(texts), SPLITS["gpt2"], 128, vocab_size - 1)
 
 
 def train_hugging_face(texts: list[str], vocab_size: int, cores: int) -> object:
@@ -218,7 +218,10 @@ def encode_tiktoken(ours: object, text: str, cores: int) -> Encode:
     special = set(ours.special_tokens.values())
     ranks = {token: i for i, token in enumerate(ours.vocab) if i not in special}
     encoding = tiktoken.Encoding(
-        "ours", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=ours.special_tokens
+        "ours",
+        pat_str=SPLITS["gpt2"],
+        mergeable_ranks=ranks,
+        special_tokens=ours.special_tokens,
     )
     encode = partial(encoding.encode_to_numpy, allowed_special="all")
     if cores == 1:
