@@ -70,7 +70,7 @@ class Config:
     print_model: bool = False  # print parameters, FLOPs and memory for these options, then exit
     resume: bool = False  # continue from the checkpoint in --out
     sample: bool = False  # generate text with the model in --out instead of training
-    score: str = ""  # text to score with the model in --out instead of training, named as in --data
+    score: str = ""  # file, folder or pattern to score with the model in --out instead of training
     best: bool = False  # sample or score with the weights of the best evaluation, not the last
     prompt: str = ""  # text to continue
     temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities
