@@ -16,9 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Annotated, Literal
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-from train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoint
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared import command_line
 from shared.corpora import END_OF_TEXT
 from shared.files import (
@@ -35,6 +33,7 @@ from shared.terminal import print_text
 from v4_modern.gguf_files import save_gguf
 from v4_modern.model_files import qwen3_config, save_weights
 from v4_modern.tokenizer_files import PAD, padding, save_hugging_face
+from v4_modern.train import VERSION, Config, LanguageModel, Run, Tokenizer, load_checkpoint
 
 import tyro
 
