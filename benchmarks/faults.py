@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
     RESULTS,
+    VERSIONS,
     check_name,
     load_version,
     markdown,
@@ -333,10 +334,13 @@ def kill(subject: Subject, chance: random.Random, options: Options) -> Trials:
 
 
 def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
-    """Ctrl-C, and the signals of systems and clusters that want their machine back, at any time."""
+    """Ctrl-C, and the signals of systems and clusters that want their machine back, at any time. A
+    signal a round; each version begins where the one before it ended, so that all have their turn.
+    """
     numbers = [signal.SIGINT, *ended_by()]
+    first = VERSIONS.index(subject.version) * options.rounds
     for n in range(options.rounds):
-        number = numbers[n % len(numbers)]
+        number = numbers[(first + n) % len(numbers)]
         out = subject.folder / f"stopped{n}"
         for fault in moments(subject, chance, number):
             outcome = start(subject, out, fault)
