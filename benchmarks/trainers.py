@@ -50,6 +50,7 @@ class V4Trainer:
         torch.manual_seed(config.seed)
         self.model = self.replica = self.module.LanguageModel(config)
         self.optimizers = self.module.make_optimizers(self.model, config)
+        self.module.start_from_counts(self.model, train_tokens)
         self.device, self.step = torch.device("cpu"), 0
         keep_freed_memory()  # as a Run does; nanoGPT beside it gains as much
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -198,6 +199,17 @@ def test_flops_of_a_linear_model_are_counted_as_by_hand():
     assert flops["forward and loss"] == flops["backward"] == product
     assert flops["Gram"] == 2 * 4 * 5 * 4
     assert flops["whole step"] == 2 * product + flops["Gram"] and flops["the rest"] == 0
+
+
+def test_v4_is_trained_as_its_own_loop_does(corpus_file, tmp_path):
+    """Start, batches and rates, to the last bit."""
+    config = small_config(v4 := load_version("v4_modern"), data=str(corpus_file), steps=10)
+    v4.train(replace(config, out=str(tmp_path)))
+    tokenizer, _, *splits = v4.load_data(config)
+    trainer = V4Trainer(replace(config, vocab_size=tokenizer.vocab_size), tokenizer, *splits)
+    losses = [trainer.train_step() for _ in range(10)]
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert [row["train_loss"] for row in rows if "train_loss" in row] == [sum(losses) / 10]
 
 
 @pytest.fixture
