@@ -69,7 +69,9 @@ def named(data: str) -> list[Path]:
     path = Path(os.path.expanduser(data))
     if path.exists():
         return [path]
-    base = next(parent for parent in path.parents if parent.exists())
+    base = next((parent for parent in path.parents if parent.exists()), None)
+    if base is None:  # on Windows, a drive that is not there
+        return []
     return [base / name for name in sorted(glob(str(path.relative_to(base)), root_dir=base))]
 
 

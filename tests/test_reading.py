@@ -150,6 +150,8 @@ def test_a_pattern_names_all_that_match_it(tmp_path, monkeypatch):
         assert texts_in(pattern) == END_OF_TEXT.join(["a.txt", "b.txt"])
     assert texts_in("*") == END_OF_TEXT.join(["a.txt", "b.txt", "c.md", "deeper/e.txt"])
     assert named("*.csv") == named("nowhere/*.txt") == []
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)  # a drive that is not there
+    assert named("X:/nowhere.txt") == []
 
 
 def test_a_run_inside_what_a_pattern_names(version, capsys, tmp_path):
