@@ -107,7 +107,7 @@ def test_what_optimizers_remember_comes_back_as_it_was(version, dtype):
         assert new.state and equal(old.state_dict(), new.state_dict())
         for parameter, kept in old.state.items():
             for name, value in kept.items():
-                loaded = new.kept[parameter][name]
+                loaded = new.state[parameter][name]
                 assert type(loaded) is type(value)
                 if name != "step" and isinstance(value, torch.Tensor):
                     assert value.dtype == loaded.dtype == parameter.dtype
