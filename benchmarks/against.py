@@ -26,15 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import RESULTS, check_name, load_version, markdown, on_machine
-from benchmarks.pictures import axes_of, publish
-from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, UserError, read_json, write_json
+from benchmarks.pictures import axes_of
+from benchmarks.records import code, kept, write_results
+from shared.files import ROOT, UserError, read_json
 from shared.terminal import progress
 
 NOW = "now"
 WORKTREES = ROOT / "runs" / "against"
-KEPT = "commit steps seconds bits_per_byte torch python cpu threads dtype".split()  # of a summary
+KEPT = "steps seconds bits_per_byte torch python cpu threads dtype".split()  # of a summary
 
 
 @dataclass
@@ -103,16 +104,17 @@ def run(program: Path, out: Path, options: dict[str, object]) -> dict:
     return kept | {"whole": whole, "peak": peak}
 
 
-def measure(options: Options, folder: Path) -> dict:
-    """All runs, in turns; those of the same question that are in results.json are kept."""
+def measure(options: Options) -> dict:
+    """All runs, in turns; those of the same question and the same code that are in results.json are
+    kept."""
     program = Path(options.version) / "train.py"
     theirs = checked_out(options.commit) / program
     shipped = load_version(options.version).Config().steps
     builds = [(options.commit, theirs, shipped)]
     builds += [(NOW, ROOT / program, steps) for steps in options.steps or [shipped]]
-    asked = {"commit": options.commit, "version": options.version, "data": options.data}
-    path = folder / "results.json"
-    results = read_json(path) if path.exists() else {}
+    asked = {"build": options.commit, "version": options.version, "data": options.data}
+    path = RESULTS / options.name / "results.json"
+    results = kept(path)
     if results.get("asked") != asked:
         results = {"asked": asked, "runs": []}
     done = {(run["build"], run["steps"], run["seed"]) for run in results["runs"]}
@@ -123,16 +125,17 @@ def measure(options: Options, folder: Path) -> dict:
                 out = ROOT / "runs" / "against" / f"{build}-{steps}-{seed}"
                 given = {"data": options.data, "seed": seed}
                 given |= {"steps": steps} if steps != shipped else {}
-                results["runs"].append({"build": build, "seed": seed} | run(path_of, out, given))
-                write_json(path, results)
+                of = {"build": build, "seed": seed} | ({"commit": code()} if build == NOW else {})
+                results["runs"].append(of | run(path_of, out, given))
+                write_results(path, results)
             bar.update()
     return results
 
 
 def rows_of(results: dict) -> list[dict]:
     """A row per build and number of steps: medians, and medians of the ratios within a turn."""
-    runs, commit, rows = results["runs"], results["asked"]["commit"], []
-    theirs = {run["seed"]: run for run in runs if run["build"] == commit}
+    runs, rows = results["runs"], []
+    theirs = {run["seed"]: run for run in runs if run["build"] != NOW}
     for build, steps in dict.fromkeys((run["build"], run["steps"]) for run in runs):
         ours = [run for run in runs if (run["build"], run["steps"]) == (build, steps)]
         ours = [run | {"step": run["seconds"] / run["steps"]} for run in ours]
@@ -164,7 +167,7 @@ def report(results: dict) -> str:
     ours = [run for run in runs if run["build"] == NOW]
     says = (
         f"{asked['version']} on `{asked['data']}`, medians of {turns} turns, a seed each; in "
-        f"brackets, of the ratios to {asked['commit']} within a turn; {on_machine(*ours)}."
+        f"brackets, of the ratios to {asked['build']} within a turn; {on_machine(*ours)}."
     )
     return f"{markdown(cells)}\n\n{says}"
 
@@ -182,12 +185,12 @@ def draw(results: dict) -> Figure:
     return figure
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"against.png": draw(results)}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        results = read_json(folder / "results.json") if options.readme else measure(options, folder)
-        publish(folder, report(results), {"against.png": draw(results)}, options.readme)
+    run_benchmark(Options, arguments, measure, show)
 
 
 if __name__ == "__main__":

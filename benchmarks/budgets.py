@@ -17,8 +17,9 @@ from benchmarks.common import (
     train,
     train_or_diverge,
 )
+from benchmarks.records import code, kept
 from shared.corpora import Corpus
-from shared.files import UserError, read_json, write_json
+from shared.files import UserError, write_json
 from shared.terminal import progress
 
 MISSED = 0.1  # a run may miss its budget of seconds by this fraction
@@ -50,22 +51,22 @@ class Budget:
 
 def plan(programs: dict[str, Path], budget: Budget, folder: Path) -> dict[str, dict[str, object]]:
     """The options of each program's runs. They are kept in `folder`, so that a comparison that is
-    resumed uses the same ones."""
+    resumed uses the same ones, as long as the code is the same."""
     path = folder / "plan.json"
     asked = {name: getattr(budget, name) for name in ("seconds", "bytes", "data", "threads")}
-    kept = read_json(path) if path.exists() else {"asked": asked, "runs": {}}
-    if kept["asked"] != asked:
+    planned = kept(path) or {"asked": asked, "commit": code(), "runs": {}}
+    if planned["asked"] != asked:
         raise UserError(
-            f"{folder} is of {kept['asked']}, not {asked}: use --fresh or another --name"
+            f"{folder} is of {planned['asked']}, not {asked}: use --fresh or another --name"
         )
     for version, program in programs.items():
-        if version not in kept["runs"]:
-            kept["runs"][version] = {"data": budget.data}
+        if version not in planned["runs"]:
+            planned["runs"][version] = {"data": budget.data}
             if budget.seconds or budget.bytes:
                 steps = choose_steps(version, program, budget, folder)
-                kept["runs"][version] |= lasting(steps)
-            write_json(path, kept)
-    return {version: kept["runs"][version] for version in programs}
+                planned["runs"][version] |= lasting(steps)
+            write_json(path, planned)
+    return {version: planned["runs"][version] for version in programs}
 
 
 def lasting(steps: int) -> dict[str, object]:

@@ -8,14 +8,14 @@
 Sections are interchangeable parts, so a step is v3's file with some of its sections taken from v4:
 a whole program, composed here out of the two files, that trains, samples and resumes as they do.
 Step 0 is v3, the last is v4. Tables, a picture and results.json go to benchmarks/results/<name>/;
-results of the other budget stay there. If stopped, run the same command again to resume (after an
-edit of v3 or v4 with --fresh, since finished runs are kept).
+results of the other budget stay there. If stopped, run the same command again to resume.
 `--readme` trains nothing: it rewrites the tables, the numbers of v4_modern/README.md, and the
 origins in README.md here.
 """
 
 import ast
 import difflib
+import functools
 import json
 import re
 import shutil
@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations, pictures
 from benchmarks.budgets import Budget, run_all
+from benchmarks.command import publish
 from benchmarks.common import (
     RESULTS,
     check_name,
@@ -42,9 +43,10 @@ from benchmarks.common import (
     spread,
     under_conditions,
 )
+from benchmarks.records import kept, read_results, write_results
 from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus
-from shared.files import ROOT, UserError, read_json, write_text
+from shared.files import ROOT, UserError, write_text
 from shared.terminal import print_text
 
 V3, V4 = "v3_alibi", "v4_modern"
@@ -53,9 +55,6 @@ TOUR = ROOT / V4 / "README.md"
 NOT_YET = "Not measured yet."
 BUDGETS = {"seconds": 60.0, "bytes": 1e6}  # where neither is given
 MEASURED = {"seconds": "at equal time", "bytes": "at equal text"}
-KEPT = "version seed diverged steps seconds train_bytes bits_per_byte val_loss last_loss"
-KEPT += " parameters vocab_size context_length batch_size dtype torch python cpu threads"
-KEPT = (KEPT + " commit").split()  # of a run, in results.json
 
 
 # ---- the steps ----
@@ -199,6 +198,7 @@ def compose_header(number: int, code: str, takes: set[str]) -> str:
     return "\n".join(blocks) + "\n\n"
 
 
+@functools.cache
 def names_used(code: str) -> set[str]:
     """The names that `code` reads from its module, or would: not those of local variables."""
     used, tables = set(), [symtable.symtable(code, "train.py", "exec")]
@@ -298,31 +298,23 @@ def budgets(options: Options) -> dict[str, Budget]:
 
 def climb(options: Options) -> None:
     """Run what is not finished yet. Each budget replaces its own runs in results.json alone, as
-    long as the text is the same."""
+    long as text and code are the same."""
     folder, path = RUNS / options.name, RESULTS / options.name / "results.json"
     programs, corpus = write_programs(folder / "programs"), load_corpus(options.data)
     for unit, budget in budgets(options).items():
         if options.fresh:
             shutil.rmtree(folder / budget.title, ignore_errors=True)
         records = run_all(programs, budget, folder / budget.title, corpus, may_diverge=True)
-        runs = [{"budget": unit} | {k: run[k] for k in KEPT if k in run} for run in records]
+        runs = [{"budget": unit} | run for run in records]
         about = {name: getattr(corpus, name) for name in ("name", "sha256", "val_bytes")}
-        results = read_json(path) if path.exists() else {}
+        results = kept(path)
         if results.get("corpus") == about:
             runs += [run for run in results["runs"] if run["budget"] != unit]
         else:
             results = {}
         runs.sort(key=lambda run: (list(BUDGETS).index(run["budget"]), run["version"], run["seed"]))
         results |= {"corpus": about, unit: getattr(budget, unit), "runs": runs}
-        write_text(path, one_run_a_line(results))
-
-
-def one_run_a_line(results: dict) -> str:
-    """`results` as JSON whose diffs are read run by run."""
-    parts = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in results]
-    runs = ",\n".join(json.dumps(run) for run in results["runs"])
-    parts[list(results).index("runs")] = f'"runs": [\n{runs}\n]'
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+        write_results(path, results)
 
 
 # ---- reporting ----
@@ -452,7 +444,7 @@ def worth(name: str) -> str:
     `ablate-v4/qk_norm`, what v4 loses without its QK-norm."""
     folder, _, part = name.partition("/")
     path = RESULTS / folder / "results.json"
-    results = read_json(path) if path.exists() else None
+    results = read_results(path) if path.exists() else None
     if not part:
         return f"{table(summarize(results), results)}\n\n{caption(results)}" if results else NOT_YET
     if folder != "climb":
@@ -504,9 +496,9 @@ def main(arguments: list[str] | None = None) -> None:
             write_text(TOUR, tour(TOUR.read_text(encoding="utf-8")))
         else:
             climb(options)
-        results = read_json(RESULTS / options.name / "results.json")
+        results = read_results(RESULTS / options.name / "results.json")
         figures = {"climb.png": pictures.draw_climb(summarize(results))}
-        pictures.publish(RESULTS / options.name, report(results), figures, options.readme)
+        publish(RESULTS / options.name, report(results), figures, options.readme)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.records import code, commits_of, kept, read_results, short_commit
 from shared import command_line, fast_bpe
 from shared.corpora import Corpus
 from shared.files import ROOT, UserError, read_json, write_json, write_text
@@ -25,8 +26,11 @@ from shared.run import Run
 VERSIONS = sorted(path.parent.name for path in ROOT.glob("v[0-9]*_*/train.py"))
 RESULTS = ROOT / "benchmarks" / "results"
 README = RESULTS.parent / "README.md"  # which shows them all
-RATES = 100  # learning rates kept of a run
+KEPT = "version seed steps seconds train_bytes val_loss bits_per_byte scored_bytes parameters"
+KEPT = f"{KEPT} vocab_size corpus dtype torch python cpu threads commit".split()  # of a summary
+RATES = 50  # learning rates kept of a run
 DIVERGED = ("the loss is", "the weights are not finite")  # how train.py tells non-finite numbers
+COMMITS = r"commit (?:(?:[0-9a-f]{12}|unknown)(?: with changes)?(?:, )?)+"  # in a caption
 STOP = threading.Event()  # when set, all current runs end
 
 
@@ -101,14 +105,16 @@ def train(
     progress: Callable[[int], None] = lambda step: None,
     program: Path | None = None,
 ) -> dict:
-    """Run the version's train.py with `options` into `folder`, unless that holds a finished run.
+    """Run the version's train.py with `options` into `folder`, unless that holds a finished run of
+    the same code.
 
     `program`, if given, is run instead. `progress` is called with the number of steps taken.
     Returns what `record` makes of the folder. RunFailed if the run failed; its full output is in
     `folder`.log.
     """
-    if (folder / "summary.json").exists():
+    if (folder / "summary.json").exists() and kept(folder / "code.json"):
         return record(folder)
+    commit = code()
     shutil.rmtree(folder, ignore_errors=True)  # an interrupted run: its times would be unreliable
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(folder.name + ".log")
@@ -136,28 +142,24 @@ def train(
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
         said = [line.strip() for line in lines if line.strip()] or ["nothing"]
         raise RunFailed(version, process.returncode, said[-1], log)
+    write_json(folder / "code.json", {"commit": commit})
     return record(folder)
 
 
-def train_or_diverge(
-    version: str,
-    folder: Path,
-    options: dict[str, object],
-    threads: int = 0,
-    progress: Callable[[int], None] = lambda step: None,
-    program: Path | None = None,
-) -> dict:
+def train_or_diverge(version: str, folder: Path, *rest: object, **how: object) -> dict:
     """The same, but {"diverged": why} if the loss became non-finite, also when asked again."""
     ended = folder.with_name(folder.name + ".diverged.json")
-    if ended.exists():
-        return read_json(ended)
+    if diverged := kept(ended):
+        return {"diverged": diverged["diverged"]}
+    ended.unlink(missing_ok=True)
+    commit = code()
     try:
-        return train(version, folder, options, threads, progress, program)
+        return train(version, folder, *rest, **how)
     except RunFailed as failure:
         if not any(words in failure.said for words in DIVERGED):
             raise
-        write_json(ended, {"diverged": failure.said})
-        return read_json(ended)
+        write_json(ended, {"diverged": failure.said, "commit": commit})
+        return {"diverged": failure.said}
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -172,29 +174,26 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def record(folder: Path) -> dict:
-    """A finished run: its summary, and the course of its scores and its learning rate.
-
-    `curve`: the scores during training, always on the same first bytes of the validation text;
-    `rates`: the learning rate at about a hundred steps; `last_loss`: nats per token in the last
-    steps of training.
-    """
+    """What is kept of a finished run: of its summary, what nothing else tells, and `last_loss`, the
+    nats per token in the last steps of training."""
     summary, rows = read_json(folder / "summary.json"), read_rows(folder / "metrics.jsonl")
-    step_bytes = summary["train_bytes"] / summary["steps"]
+    if (folder / "code.json").exists():
+        summary |= read_json(folder / "code.json")
+    losses = [row["train_loss"] for row in rows if "train_loss" in row] or [summary["val_loss"]]
+    return {k: summary[k] for k in KEPT if k in summary} | {"last_loss": losses[-1]}
+
+
+def course(folder: Path) -> dict:
+    """The `curve` of a finished run, [step, seconds, bits per byte] at each evaluation but the
+    last, always on the same first bytes of the validation text; and its `rates`, [step, learning
+    rate] at about fifty steps."""
+    rows = read_rows(folder / "metrics.jsonl")
     scored = [row for row in rows if "bits_per_byte" in row]
     rates = [row for row in rows if "learning_rate" in row]
-    losses = [row["train_loss"] for row in rows if "train_loss" in row] or [summary["val_loss"]]
-    return summary | {
-        "last_loss": losses[-1],
-        "curve": [
-            {
-                "seconds": row["seconds"],
-                "bytes": round(row["step"] * step_bytes),
-                "bits_per_byte": row["bits_per_byte"],
-            }
-            for row in scored[:-1]  # the last one, on the whole text, is in the summary
-        ],
+    return {
+        "curve": [[row["step"], row["seconds"], row["bits_per_byte"]] for row in scored[:-1]],
         "rates": [
-            {"step": row["step"], "learning_rate": row["learning_rate"]}
+            [row["step"], row["learning_rate"]]
             for row in rates[:: math.ceil(len(rates) / RATES) or 1]
         ],
     }
@@ -331,12 +330,6 @@ def on_machine(first: dict, *others: dict) -> str:
     )
 
 
-def short_commit(commit: str | None) -> str:
-    """The first 12 digits of a commit, and whether there were uncommitted changes."""
-    commit, _, changed = (commit or "unknown").partition("-")
-    return commit[:12] + (" with changes" if changed else "")
-
-
 def readme_with(readme: str, name: str, text: str) -> str:
     """`readme` with `text` between the markers of `name`; UserError if it has none."""
     begin = f"<!-- results {name} -->\n"
@@ -348,20 +341,29 @@ def readme_with(readme: str, name: str, text: str) -> str:
 
 
 def in_brief(name: str, text: str) -> str:
-    """A report as README shows it: without what is folded, which stays in the folder's table.md."""
+    """A report as README shows it: without what is folded, which stays in the folder's table.md,
+    and without the commit, which `origins` tells."""
     brief = re.sub(r"(?s)\n\n<details>.*?</details>", "", text)
     more = f"\n\n[All that was measured](results/{name}/table.md)." if brief != text else ""
-    return brief + more
+    return re.sub(f", {COMMITS}", "", brief) + more
 
 
 def origins() -> str:
-    """Of which machine and commits the results of each folder are, as its table.md says."""
+    """Of which commit all results are, in a sentence; if that is not one, and whole, then of which
+    machine and commits each folder's are, as its table.md says."""
+    paths = sorted(RESULTS.glob("*/results.json"))
+    commits = {short_commit(c) for path in paths for c in commits_of(read_results(path))}
+    if len(commits) == 1 and re.fullmatch("[0-9a-f]{12}", "".join(commits)):
+        return f"All that follows was measured on commit {''.join(commits)}."
     rows = [["results", "made by"]]
-    for table in sorted(RESULTS.glob("*/table.md")):
-        name, text = table.parent.name, table.read_text(encoding="utf-8")
-        made = re.search(r"Python \d[^;]*?, commit (?:[0-9a-f]+(?:, |))+(?: with changes)?", text)
+    for path in paths:
+        name, text = path.parent.name, (path.parent / "table.md").read_text(encoding="utf-8")
+        made = re.search(f"Python \\d[^;]*?, {COMMITS}", text)
         rows.append([f"[{name}](results/{name}/table.md)", made[0] if made else "unknown"])
-    return markdown(rows)
+    return (
+        "These results are of several commits, so that those of two sections do not compare:\n\n"
+        + markdown(rows)
+    )
 
 
 def write_readme(name: str, text: str) -> None:

@@ -23,9 +23,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
 from benchmarks.budgets import Budget, run_all
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     check_name,
+    course,
     fold,
     markdown,
     mean,
@@ -37,9 +38,8 @@ from benchmarks.common import (
     spread,
     what_it_depends_on,
 )
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
-from shared.files import ROOT, UserError, read_json, write_json
+from shared.files import ROOT, UserError
 from shared.terminal import progress
 
 BEYOND = (1, 2, 4, 8)  # times the context that a model was trained on
@@ -73,7 +73,8 @@ def read_beyond(version: str, folder: Path) -> dict:
     """Bits per byte with windows of 1, 2, 4 and 8 times the training context.
 
     The same tokens, those of the whole validation text, are scored at each length. `reads` is the
-    context that the model uses: 1 if nothing before the last token affects its output.
+    context that the model uses: 1 if nothing before the last token affects its output. `lengths`
+    are [times the context, bits per byte, bytes scored].
     """
     module, run = open_run(version, folder, device="cpu")
     config, tokenizer = run.config, run.tokenizer
@@ -95,7 +96,7 @@ def read_beyond(version: str, folder: Path) -> dict:
             why = str(error)
             break
         bits = nats / math.log(2) / n_bytes
-        lengths.append({"times": times, "length": length, "bits_per_byte": bits, "bytes": n_bytes})
+        lengths.append([times, bits, n_bytes])
     return {"reads": config.context_length, "lengths": lengths, "why": why}
 
 
@@ -115,8 +116,8 @@ def paragraph_of(documents: list[str]) -> str:
     return next((d for d in documents if len(d) in PARAGRAPH), documents[0][: PARAGRAPH.stop])
 
 
-def map_embeddings(version: str, folder: Path) -> list[dict]:
-    """The embeddings of the most frequent tokens on their two main axes (PCA)."""
+def map_embeddings(version: str, folder: Path) -> list[list]:
+    """The most frequent tokens, each with its embedding's place on their two main axes (PCA)."""
     module, run = open_run(version, folder, device="cpu")
     if not hasattr(run.model, "embedding"):
         return []
@@ -129,7 +130,7 @@ def map_embeddings(version: str, folder: Path) -> list[dict]:
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
     places = centred @ axes[:2].T
     return [
-        {"token": run.tokenizer.token_bytes(i).decode("utf-8", "replace"), "x": x, "y": y}
+        [run.tokenizer.token_bytes(i).decode("utf-8", "replace"), round(x, 3), round(y, 3)]
         for i, (x, y) in zip(ids, places.tolist())
     ]
 
@@ -149,7 +150,7 @@ def compare(options: Options) -> dict:
     exhibits = {}
     for record in progress(records, desc="reading beyond the context"):
         out = folder / f"{record['version']}-{record['seed']}"
-        record["beyond"] = read_beyond(record["version"], out)
+        record |= course(out) | {"beyond": read_beyond(record["version"], out)}
         if record["seed"] == 0:
             exhibits[record["version"]] = read_exhibits(
                 record["version"], out, options.prompts, paragraph
@@ -199,7 +200,7 @@ def summarize(results: dict) -> list[dict]:
                 "train_bytes": mean(run["train_bytes"] for run in runs),
                 "bytes_a_second": mean(run["train_bytes"] / run["seconds"] for run in runs),
                 "loss": mean(run["val_loss"] for run in runs),
-                "perplexity": mean(run["perplexity"] for run in runs),
+                "perplexity": mean(math.exp(run["val_loss"]) for run in runs),
                 "word_perplexity": mean(math.exp(min(nats, 700)) for nats in nats_a_word),
                 "beyond": summarize_beyond(runs),
                 "why_not_beyond": runs[0]["beyond"]["why"],
@@ -212,8 +213,8 @@ def summarize_beyond(runs: list[dict]) -> list[dict]:
     """For each multiple of the context, mean and spread of bits per byte over the seeds."""
     summary = []
     for lengths in zip(*(run["beyond"]["lengths"] for run in runs)):
-        bits = [length["bits_per_byte"] for length in lengths]
-        summary.append({"times": lengths[0]["times"], "mean": mean(bits), "spread": spread(bits)})
+        bits = [bits for _, bits, _ in lengths]
+        summary.append({"times": lengths[0][0], "mean": mean(bits), "spread": spread(bits)})
     return summary
 
 
@@ -301,20 +302,18 @@ def report(results: dict) -> str:
     )
 
 
+def show(results: dict) -> Shown:
+    figures = {
+        "ladder.png": pictures.draw_ladder(summarize(results), results),
+        "bits.png": pictures.draw_bits(results),
+        "beyond.png": pictures.draw_beyond(results),
+        "rates.png": pictures.draw_rates(results),
+    }
+    return report(results), figures
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", compare(options))
-        results = read_json(folder / "results.json")
-        figures = {
-            "ladder.png": pictures.draw_ladder(summarize(results), results),
-            "bits.png": pictures.draw_bits(results),
-            "beyond.png": pictures.draw_beyond(results),
-            "rates.png": pictures.draw_rates(results),
-        }
-        pictures.publish(folder, report(results), figures, options.readme)
+    run_benchmark(Options, arguments, compare, show)
 
 
 if __name__ == "__main__":

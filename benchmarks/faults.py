@@ -37,21 +37,20 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
     RESULTS,
+    check_name,
     load_version,
     markdown,
     pick_versions,
-    short_commit,
-    write_readme,
 )
+from benchmarks.records import commits_of, kept, short_commit
 from shared.checkpoints import all_finite
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import END_OF_TEXT, load_corpus
-from shared.files import ROOT, UserError, read_json, write_json, write_text
-from shared.machine import machine_facts
+from shared.files import ROOT, UserError, read_json
 from shared.run import Run
-from shared.terminal import ended_by, print_text, progress
+from shared.terminal import ended_by, progress
 
 SIZES = {  # of a run of seconds; a version takes those that it knows
     "vocab_size": 300,
@@ -87,9 +86,11 @@ class Options:
     rounds: int = 2  # of kills, of stops and of full disks: some seven of each a version
     damages: int = 40  # of each file, of each version
     seed: int = 0  # of all moments and places
+    name: str = "faults"  # of the folder of results
     readme: bool = False  # break nothing, write tables and README from results.json
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for fault in self.faults:
             if fault not in FAULTS:
                 raise UserError(f"--faults {fault}: there are {', '.join(FAULTS)}")
@@ -594,13 +595,16 @@ FAULTS = {
 
 def break_all(options: Options) -> dict:
     """The faults of the versions; what goes into results.json. Those that are not asked for stay
-    there as they were."""
+    there as they were, if they are of the same code."""
     versions = pick_versions(options.versions)
     jobs = [(version, fault) for version in versions for fault in options.faults or FAULTS]
-    path = RESULTS / "faults" / "results.json"
-    before = read_json(path)["trials"] if path.exists() else []
-    trials = [trial for trial in before if (trial["version"], trial["fault"]) not in jobs]
-    commit = short_commit(machine_facts()["commit"])
+    before = kept(RESULTS / options.name / "results.json").get("trials", [])
+    trials = [
+        trial | {"count": {version: times}}
+        for trial in before
+        for version, times in trial["count"].items()
+        if (version, trial["fault"]) not in jobs
+    ]
     with tempfile.TemporaryDirectory(prefix="ladder-faults-") as folder:
         text = some_text(Path(folder))
         torch.set_num_threads(1)
@@ -612,25 +616,26 @@ def break_all(options: Options) -> dict:
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")
             for where, ended, lost in FAULTS[fault](subject, chance, options):
-                trial = {"fault": fault, "version": version, "where": where, "commit": commit}
-                trials.append(trial | {"ended": ended, "lost": lost, "count": 1})
+                trial = {"fault": fault, "where": where, "ended": ended, "lost": lost}
+                trials.append(trial | {"count": {version: 1}})
                 bar.set_postfix(tried=times(trials), lost=times(trials, "lost"))
                 if lost:
                     bar.write(f"{version}, {where}: {lost}")
-    return {"trials": gathered(trials), "seed": options.seed, "machine": machine_facts()}
+    return {"trials": gathered(trials), "seed": options.seed}
 
 
 def gathered(trials: list[dict]) -> list[dict]:
-    """The trials, with equal outcomes merged into one that has their "count"."""
-    counts = Counter()
+    """The trials, with equal outcomes merged into one that has the "count" of each version."""
+    counts = {}
     for trial in trials:
-        counts[tuple((k, v) for k, v in trial.items() if k != "count")] += trial["count"]
-    return [dict(trial) | {"count": count} for trial, count in counts.items()]
+        outcome = tuple((k, v) for k, v in trial.items() if k != "count")
+        counts.setdefault(outcome, Counter()).update(trial["count"])
+    return [dict(outcome) | {"count": dict(count)} for outcome, count in counts.items()]
 
 
 def times(trials: Iterable[dict], what: str = "count") -> int:
     """The number of trials, or of those in which something was lost."""
-    return sum(trial["count"] for trial in trials if trial[what])
+    return sum(sum(trial["count"].values()) for trial in trials if trial[what])
 
 
 def report(results: dict) -> str:
@@ -653,8 +658,8 @@ def report(results: dict) -> str:
         where = f"{where} {', '.join(places)}".strip()
         rows.append([where, f"{times(trials):,}", ended, f"**{lost}**" if lost else "nothing"])
     machine = results["machine"]
-    commits = sorted({trial["commit"] for trial in results["trials"]})
-    versions = len({trial["version"] for trial in results["trials"]})
+    commits = sorted({*map(short_commit, commits_of(results))})
+    versions = len({version for trial in results["trials"] for version in trial["count"]})
     depends = (
         f"{times(results['trials']):,} trials in {versions} versions, seed {results['seed']}; "
         f"Python {machine['python']}, torch {machine['torch']}, commit {', '.join(commits)}."
@@ -662,17 +667,12 @@ def report(results: dict) -> str:
     return f"{markdown(rows)}\n\n{depends}"
 
 
+def show(results: dict) -> Shown:
+    return report(results), {}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / "faults"
-        if not options.readme:
-            write_json(folder / "results.json", break_all(options))
-        results = read_json(folder / "results.json")
-        write_text(folder / "table.md", report(results) + "\n")
-        if options.readme:
-            write_readme("faults", report(results))
-        print_text(report(results))
+    run_benchmark(Options, arguments, break_all, show)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ function element(tag, content = "", className = "") {
 
 // ---- a paragraph, token by token ----
 
-/** Show what the model expected where the token in `span` came. */
-function expect(span) {
-  const paragraph = span.parentElement, of = data.coloured[paragraph.dataset.of];
-  const [text, bits, , rank, top] = of.tokens[[...paragraph.children].indexOf(span)];
-  document.querySelector(".coloured .chosen")?.classList.remove("chosen");
-  span.classList.add("chosen");
-  const rows = [];
+/** The paragraph as each version reads it: where it stands, and the byte each token begins with. */
+const readings = [...document.querySelectorAll(".coloured")].map((paragraph) => {
+  const of = data.coloured[paragraph.dataset.of];
+  let bytes = 0;
+  return { paragraph, of, starts: of.bytes.map((length) => (bytes += length) - length) };
+});
+
+/** What a version expected where its token `number` came: that token, and the ten likeliest. */
+function guesses({ paragraph, of }, number) {
+  const [text, bits, , rank, top] = of.tokens[number], rows = [];
   for (let i = 0; i < of.tops[top].length; i += 2) {
     const token = of.vocab[of.tops[top][i]], percent = of.tops[top][i + 1] / 100;
     const bar = element("span", "", "bar");
@@ -30,11 +33,25 @@ function expect(span) {
     rows.push(element("tr", cells.map((cell) => element("td", cell)), came));
   }
   const came = element("p", [
-    element("b", paragraph.dataset.of), ": ", element("code", visible(text)), " came, ",
-    `the ${rank === 1 ? "first" : `number ${rank}`} of its guesses: ${bits.toFixed(1)} bits.`,
+    element("b", paragraph.dataset.of.split("_")[0]), " ", element("code", visible(text)),
+    ` guess ${rank.toLocaleString("en")}, ${bits.toFixed(1)} bits`,
   ]);
-  const table = element("table", element("tbody", rows));
-  document.getElementById("expected").replaceChildren(came, table);
+  return element("div", [came, element("table", element("tbody", rows))]);
+}
+
+/** Show what all versions expected where the token in `span` came. */
+function expect(span) {
+  const { starts } = readings.find(({ paragraph }) => paragraph === span.parentElement);
+  const place = starts[[...span.parentElement.children].indexOf(span)];
+  document.querySelectorAll(".coloured .chosen").forEach((old) => old.classList.remove("chosen"));
+  const all = readings.map((reading) => {
+    const number = reading.starts.findLastIndex((start) => start <= place);
+    reading.paragraph.children[number].classList.add("chosen");
+    const shown = guesses(reading, number);
+    if (reading.paragraph === span.parentElement) shown.className = "pointed";
+    return shown;
+  });
+  document.getElementById("expected").replaceChildren(...all);
 }
 
 for (const paragraph of document.querySelectorAll(".coloured")) {
@@ -67,62 +84,6 @@ if (learning) {
 }
 
 // ---- merges ----
-
-/** A byte-level BPE of `of`, as report_data.merging describes it. */
-function merger(of) {
-  const key = (left, right) => left * 2 ** 24 + right;
-  const pattern = new RegExp(of.pattern, "gsu"), scaffolds = new Set(of.scaffolds);
-  const ids = [...Array(256).keys()], vocab = ids.map((byte) => [byte]), ranks = new Map();
-  const apart = ids.map((byte) => [byte]); // number -> the numbers left when scaffolds are no more
-  for (let rank = 0; 2 * rank < of.merges.length; rank++) {
-    const left = of.merges[2 * rank], right = of.merges[2 * rank + 1], number = 256 + rank;
-    ranks.set(key(left, right), rank);
-    vocab.push([...vocab[left], ...vocab[right]]);
-    apart.push(scaffolds.has(number) ? [...apart[left], ...apart[right]] : [number]);
-    ids.push(ids.at(-1) + (scaffolds.has(number) ? 0 : 1));
-  }
-  const merges = ranks.size, last = merges + (scaffolds.size ? 1 : 0);
-
-  /** The numbers of a word's tokens after the first `limit` merges; adds to `used` those made. */
-  function mergeWord(word, limit, used) {
-    let numbers = [...new TextEncoder().encode(word)];
-    for (;;) {
-      let best = limit;
-      for (let i = 0; i + 1 < numbers.length; i++) {
-        best = Math.min(best, ranks.get(key(numbers[i], numbers[i + 1])) ?? limit);
-      }
-      if (best === limit) return numbers;
-      used.add(best);
-      const merged = [], [left, right] = of.merges.slice(2 * best, 2 * best + 2);
-      for (let i = 0; i < numbers.length; i++) {
-        const both = numbers[i] === left && numbers[i + 1] === right;
-        merged.push(both ? 256 + best : numbers[i]);
-        if (both) i++;
-      }
-      numbers = merged;
-    }
-  }
-
-  /** The tokens of `text` at a step of the slider: after that many merges; in a last one, scaffolds
-   * are taken apart. `numbers` are a byte, or 256 + the rank of a merge; `used` the ranks made. */
-  function encode(text, step = last) {
-    const used = new Set();
-    let numbers = [];
-    for (const word of text.match(pattern) ?? []) {
-      numbers.push(...mergeWord(word, Math.min(step, merges), used));
-    }
-    if (step > merges) numbers = numbers.flatMap((number) => apart[number]);
-    return { numbers, ids: numbers.map((n) => ids[n]), used: [...used].sort((a, b) => a - b) };
-  }
-
-  /** A token as text; what is no text, as the bytes in hexadecimal. */
-  function show(number) {
-    const text = new TextDecoder().decode(new Uint8Array(vocab[number]));
-    const hex = vocab[number].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
-    return text.includes("\ufffd") ? `‹${hex}›` : text;
-  }
-  return { encode, show, scaffolds, merges, last, pair: (rank) => of.merges.slice(2 * rank, 2 * rank + 2) };
-}
 
 /** Wire up the part of the page in which the reader moves through merges. */
 function openMerging() {
@@ -178,3 +139,161 @@ function openMerging() {
   pick();
 }
 if (document.getElementById("merging")) openMerging();
+
+// ---- attention ----
+
+/** Wire up the part of the page that shows where the heads of each version look. */
+function openAttention() {
+  const part = (name) => document.getElementById(`attention-${name}`);
+  let of, bytes, head, token; // of `bytes`, each is 255 times the square root of a weight
+
+  /** The square roots of what `token` takes from itself and each token before it in `head`. */
+  function roots(head, token) {
+    const pairs = (T) => (T * (T + 1)) / 2, start = head * pairs(of.tokens.length) + pairs(token);
+    return [...bytes.subarray(start, start + token + 1)].map((byte) => byte / 255);
+  }
+
+  const name = (head) => `layer ${1 + Math.floor(head / of.heads)}, head ${1 + (head % of.heads)}`;
+
+  /** A head as a picture: a row for each token that looks, a column for each that is looked at. */
+  function picture(head) {
+    const T = of.tokens.length, canvas = document.createElement("canvas"), pixels = new ImageData(T, T);
+    for (let row = 0; row < T; row++) {
+      roots(head, row).forEach((root, column) => {
+        pixels.data.set([224, 122, 24, 255 * root], 4 * (row * T + column));
+      });
+    }
+    canvas.width = canvas.height = T;
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    return canvas;
+  }
+
+  function update() {
+    const taken = roots(head, token), most = Math.max(...taken);
+    [...part("tokens").children].forEach((span, i) => {
+      span.className = i === token ? "shade chosen" : i > token ? "later" : "shade";
+      span.style.setProperty("--b", `${Math.round((100 * (taken[i] ?? 0)) / most)}%`);
+    });
+    [...part("heads").children].forEach((button, i) => button.setAttribute("aria-pressed", i === head));
+    const named = [...taken.keys()].sort((a, b) => taken[b] - taken[a]).slice(0, 5).flatMap((i, rank) => [
+      `${rank ? ", " : " takes "}${Math.round(100 * taken[i] ** 2)}% from `,
+      i === token ? "itself" : element("code", visible(of.tokens[i])),
+    ]);
+    part("says").replaceChildren(`In ${name(head)}, `, element("code", visible(of.tokens[token])), ...named, ".");
+  }
+
+  function pick() {
+    of = data.attention[part("of").value];
+    bytes = bytesOf(of.weights);
+    [head, token] = [0, Math.min(20, of.tokens.length - 1)];
+    part("heads").style.setProperty("--heads", of.heads);
+    part("heads").replaceChildren(...Array.from({ length: of.layers * of.heads }, (_, i) => {
+      const button = element("button", [picture(i)]);
+      button.type = "button";
+      button.setAttribute("aria-label", name(i));
+      button.addEventListener("click", () => { head = i; update(); });
+      return button;
+    }));
+    part("tokens").replaceChildren(...of.tokens.map((text) => element("span", text.replaceAll("\n", "⏎\n"))));
+    update();
+  }
+
+  const look = (event) => {
+    const at = [...part("tokens").children].indexOf(event.target);
+    if (at >= 0) { token = at; update(); }
+  };
+  part("tokens").addEventListener("pointerover", look);
+  part("tokens").addEventListener("click", look);
+  part("tokens").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!by) return;
+    token = Math.min(of.tokens.length - 1, Math.max(0, token + by));
+    update();
+    event.preventDefault();
+  });
+  part("of").addEventListener("change", pick);
+  pick();
+}
+if (document.getElementById("attention-of")) openAttention();
+
+// ---- writing ----
+
+/** Wire up the part of the page in which v4 writes. */
+function openWriting() {
+  const most = 300; // tokens written in a go
+  const part = (name) => document.getElementById(`writing-${name}`);
+  const { encode, decode } = tokenizer(merger(data.mergings[data.model.version]), data.model.special);
+  const model = languageModel(data.model), end = data.model.start;
+  let ids, logits, choices, timer = null, left = 0;
+
+  /** Show the ten likeliest tokens; each can be taken by a click. */
+  function showChoices() {
+    const temperature = Number(part("temperature").value), topP = Number(part("top-p").value);
+    part("temperature-is").textContent = temperature.toFixed(2);
+    part("top-p-is").textContent = topP.toFixed(2);
+    choices = probabilities(logits, temperature, topP);
+    const total = choices.left.reduce((a, b) => a + b);
+    const rows = choices.order.slice(0, 10).map((id) => {
+      const percent = (100 * choices.left[id]) / total, bar = element("span", "", "bar");
+      bar.style.width = `${percent}%`;
+      const button = element("button", visible(decode([id])));
+      button.type = "button";
+      button.addEventListener("click", () => { stop(); add(id); });
+      const isCut = choices.p[id] && !choices.left[id];
+      const share = isCut ? "cut off" : `${percent.toFixed(percent < 10 ? 1 : 0)}%`;
+      return element("tr", [button, share, bar].map((cell) => element("td", cell)));
+    });
+    part("choices").replaceChildren(...rows);
+    const rest = choices.order.slice(10).filter((id) => choices.left[id]);
+    const restPercent = (100 * rest.reduce((sum, id) => sum + choices.left[id], 0)) / total;
+    part("rest").textContent = `${rest.length.toLocaleString("en")} others: ${restPercent.toFixed(1)}%`;
+  }
+
+  /** Read the text, in `ids`, and show what may follow. */
+  function read() {
+    const started = performance.now();
+    logits = model.after(ids);
+    part("says").textContent = `${ids.length - 1} tokens, ${(performance.now() - started).toFixed(0)} ms for the next.`;
+    showChoices();
+  }
+
+  /** Add a token to the text; false if it says that the text ends here. */
+  function add(id) {
+    if (id === end) {
+      part("says").textContent = "<|endoftext|>: here, the text ends.";
+      return false;
+    }
+    ids.push(id);
+    part("text").value = decode(ids.slice(1));
+    part("text").scrollTop = part("text").scrollHeight;
+    read();
+    return true;
+  }
+  const step = () => add(draw(choices.left, Math.random()));
+
+  function go() {
+    timer = left-- > 0 && step() ? setTimeout(go, 30) : null;
+    part("run").textContent = timer ? "Stop" : "Write";
+  }
+  function stop() {
+    clearTimeout(timer);
+    timer = null;
+    part("run").textContent = "Write";
+  }
+
+  function typed() {
+    stop();
+    ids = [end, ...encode(part("text").value)];
+    read();
+  }
+  part("text").addEventListener("input", typed);
+  for (const name of ["temperature", "top-p"]) part(name).addEventListener("input", showChoices);
+  part("step").addEventListener("click", () => { stop(); step(); });
+  part("run").addEventListener("click", () => {
+    if (timer) return stop();
+    left = most;
+    go();
+  });
+  typed();
+}
+if (document.getElementById("writing-text")) openWriting();

@@ -14,15 +14,24 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.command_line import clear_errors, parse_options
+from shared.files import ROOT, UserError, need_package, write_text
+
+with clear_errors():
+    for package in ("jinja2", "pygments"):
+        need_package(package, "the page")
+
 import jinja2
 import markupsafe
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexers import JavascriptLexer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import climb, compare, pictures, report_data, sweep
+from benchmarks import climb, compare, pictures, report_data, report_model, sweep
 from benchmarks.common import (
     RESULTS,
     idea,
@@ -30,13 +39,12 @@ from benchmarks.common import (
     source,
     what_it_depends_on,
 )
+from benchmarks.records import read_results
 from benchmarks.report_steps import climbed_steps, step, worths
-from shared.command_line import clear_errors, parse_options
-from shared.files import ROOT, UserError, read_json, write_text
 from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SCRIPT = Path(__file__).with_name("report.js")
+SCRIPTS = [TEMPLATE.with_name(f"report{part}.js") for part in ("_bpe", "_model", "")]
 INK = "#010203"  # placeholder for the colour of the page's text
 
 
@@ -119,7 +127,7 @@ def draw_scores(version: str, scores: torch.Tensor) -> Figure:
     return figure
 
 
-def draw_map(tokens: list[dict]) -> Figure:
+def draw_map(tokens: list[list]) -> Figure:
     """The tokens on the map, coloured by the kind of their characters."""
     figure, (axes,) = pictures.axes_of(1, width=9, height=6.5)
     kinds = {
@@ -128,16 +136,14 @@ def draw_map(tokens: list[dict]) -> Figure:
         "digits, signs, blanks": lambda t: True,
     }
     seen = set()
-    for token in tokens:
-        number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token["token"]))
+    for token, x, y in tokens:
+        number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token))
         label = None if kind in seen else kind
         seen.add(kind)
         paint = {"color": f"C{number}"}
-        axes.plot(token["x"], token["y"], ".", markersize=2, alpha=0.6, label=label, **paint)
-        text = visible(token["token"]).replace("$", r"\$")
-        axes.annotate(
-            text, (token["x"], token["y"]), fontsize=7.5, ha="center", va="bottom", **paint
-        )
+        axes.plot(x, y, ".", markersize=2, alpha=0.6, label=label, **paint)
+        text = visible(token).replace("$", r"\$")
+        axes.annotate(text, (x, y), fontsize=7.5, ha="center", va="bottom", **paint)
     axes.set(xlabel="first axis", ylabel="second axis")
     axes.legend(markerscale=5, loc="upper right")
     return figure
@@ -195,8 +201,15 @@ def page(
     )
     environment.filters["visible"] = visible
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    coloured, mergings = report_data.coloured(runs), report_data.mergings(runs)
-    learning = report_data.learning(runs)
+    text = report_data.paragraph(runs)
+    data = {
+        "coloured": report_data.coloured(runs, text),
+        "attention": report_model.attentions(runs, text),
+        "mergings": report_data.mergings(runs),
+        "learning": report_data.learning(runs),
+        "model": report_model.model_of(runs, text),
+    }
+    scripts = [path.read_text(encoding="utf-8") for path in SCRIPTS]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         ideas={name: idea(name) for name in names},
@@ -213,12 +226,11 @@ def page(
         ],
         sweep_bytes=swept["bytes"] if swept else 0,
         drawn=drawn,
-        coloured=coloured,
         most_bits_a_byte=report_data.MOST_BITS,
-        data={"coloured": coloured, "mergings": mergings, "learning": learning},
-        learning=learning,
-        mergings=mergings,
-        script=markupsafe.Markup(SCRIPT.read_text(encoding="utf-8")),
+        data=data,
+        scripts=[markupsafe.Markup(script) for script in scripts],
+        model_code=highlighted(scripts[1]),
+        **data,
         light=HtmlFormatter(style="default").get_style_defs(".code"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
     )
@@ -240,6 +252,11 @@ def bold(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", str(markupsafe.escape(text))))
 
 
+def highlighted(script: str) -> markupsafe.Markup:
+    """JavaScript as HTML."""
+    return markupsafe.Markup(highlight(script, JavascriptLexer(), HtmlFormatter(nowrap=True)))
+
+
 def own_page(folder: Path) -> str:
     """The page of the finished run in `folder`."""
     results = report_data.results_of(folder)
@@ -249,15 +266,15 @@ def own_page(folder: Path) -> str:
 
 def ladder_page(options: Options) -> str:
     """The page of all versions."""
-    results = read_json(RESULTS / options.results / "results.json")
+    results = read_results(RESULTS / options.results / "results.json")
     paths = [RESULTS / name / "results.json" for name in (options.sweep, options.climb)]
-    swept, climbed = (read_json(path) if path.exists() else None for path in paths)
+    swept, climbed = (read_results(path) if path.exists() else None for path in paths)
     if "exhibits" not in results or (swept and "points" not in swept):
         raise UserError("--results is from compare.py, --sweep from sweep.py: see --help")
     if climbed and not any("budget" in run for run in climbed.get("runs", ())):
         raise UserError("--climb is from climb.py: see --help")
     paths = {v: RESULTS / f"ablate-{v[:2]}" / "results.json" for v in (climb.V3, climb.V4)}
-    ablated = {version: read_json(path) for version, path in paths.items() if path.exists()}
+    ablated = {version: read_results(path) for version, path in paths.items() if path.exists()}
     runs = report_data.open_runs(report_data.places(options.results))
     return page(results, swept, climbed, ablated, runs)
 

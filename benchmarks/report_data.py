@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compare
-from benchmarks.common import VERSIONS, open_run, read_rows, record, under_conditions
+from benchmarks.common import VERSIONS, course, open_run, read_rows, record, under_conditions
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
 from shared.files import ROOT, UserError, read_json
 from shared.run import Run
@@ -65,7 +65,7 @@ def results_of(folder: Path) -> dict:
         "seconds": 0,
         "bytes": 0,
         "validation_words": sum(len(document.split()) for document in documents),
-        "runs": [run | {"beyond": compare.read_beyond(version, folder)}],
+        "runs": [run | course(folder) | {"beyond": compare.read_beyond(version, folder)}],
         "exhibits": {version: exhibit | {"map": compare.map_embeddings(version, folder)}},
     }
 
@@ -101,8 +101,9 @@ def colour(run: Run, text: str) -> dict:
     """`text` in the tokens of `run`: what each cost in bits, and what the model expected.
 
     `tokens`: the text of each, its bits, its bits per byte (None if it is no text), its rank among
-    the tokens expected there, and the number of a list in `tops`. Such a list alternates between
-    the number of a token in `vocab` and its probability in hundredths of a percent.
+    the tokens expected there, and the number of a list in `tops`; `bytes`: how long each is. Such a
+    list alternates between the number of a token in `vocab` and its probability in hundredths of a
+    percent.
     """
     tokenizer = run.tokenizer
     ids = torch.tensor([tokenizer.special_tokens[END_OF_TEXT], *tokenizer.encode(text)])
@@ -123,6 +124,7 @@ def colour(run: Run, text: str) -> dict:
         tokens.append([piece(run, token), round(cost, 2), each and round(each, 2), rank, number])
     return {
         "tokens": tokens,
+        "bytes": lengths,
         "tops": list(tops),
         "vocab": list(vocab),
         "bits_per_byte": bits / max(1, sum(lengths)),
@@ -137,9 +139,8 @@ def piece(run: Run, token: int) -> str:
     return run.tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
-def coloured(runs: dict[str, Run]) -> dict[str, dict]:
-    """The same paragraph as each of `runs` reads it."""
-    text = paragraph(runs)
+def coloured(runs: dict[str, Run], text: str) -> dict[str, dict]:
+    """`text` as each of `runs` reads it."""
     return {name: colour(run, text) for name, run in runs.items()} if text else {}
 
 

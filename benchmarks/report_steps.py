@@ -1,17 +1,11 @@
 """What the page tells of each step up the ladder: why, by which lines, and what they are worth."""
 
-import difflib
 from collections.abc import Iterable
-
-import markupsafe
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 from benchmarks import ablations, climb
 from benchmarks.common import idea, plus_minus, sections_of, source
+from benchmarks.report_diffs import side_by_side
 
-CONTEXT_LINES = 3  # unchanged lines shown around a change; the others are folded
 LONG = 80  # lines: a section that adds more is folded, even if it carries the idea
 SHORT = 3  # lines: a section that removes no more has its lines in one column
 
@@ -56,38 +50,7 @@ ABLATED = {
 }
 
 
-# ---- diffs ----
-
-
-def code_lines(text: str) -> list[markupsafe.Markup]:
-    """Each line of Python as HTML, highlighted as part of the whole `text`."""
-    html = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
-    return [markupsafe.Markup(line) for line in html.split("\n")]
-
-
-def side_by_side(old: str, new: str, first: tuple[int, int] = (1, 1)) -> list[dict]:
-    """Rows of a diff: {"kind": "same" | "change", "old": lines, "new": lines} with a line on each
-    side or a block of changed ones, each a pair of its number, from `first` on, and its HTML; or,
-    for a run of unchanged lines, {"kind": "fold", "rows": [...]}."""
-    old_lines, new_lines = (
-        list(enumerate(code_lines(text), number)) for text, number in zip((old, new), first)
-    )
-    matcher = difflib.SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False)
-    rows, blocks = [], matcher.get_opcodes()
-    for number, (kind, a, b, c, d) in enumerate(blocks):
-        if kind != "equal":
-            rows.append({"kind": "change", "old": old_lines[a:b], "new": new_lines[c:d]})
-            continue
-        pairs = zip(old_lines[a:b], new_lines[c:d])
-        same = [{"kind": "same", "old": [left], "new": [right]} for left, right in pairs]
-        head = CONTEXT_LINES if number else 0
-        tail = CONTEXT_LINES if number < len(blocks) - 1 else 0
-        if len(same) <= head + tail + 1:
-            rows += same
-        else:
-            middle = same[head : len(same) - tail]
-            rows += [*same[:head], {"kind": "fold", "rows": middle}, *same[len(same) - tail :]]
-    return rows
+# ---- steps ----
 
 
 def first_lines(parts: dict[str, str]) -> dict[str, int]:
@@ -97,9 +60,6 @@ def first_lines(parts: dict[str, str]) -> dict[str, int]:
         firsts[name] = line + (name != "Header")  # behind its banner
         line = firsts[name] + text.count("\n")
     return firsts
-
-
-# ---- steps ----
 
 
 def changed_sections(

@@ -7,24 +7,22 @@ the same frequencies, and one word in 500 that was never seen before. Each measu
 own process with one worker, so that its time and peak memory are its own.
 """
 
-import json
 import random
 import shutil
 import string
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.command import Shown, in_new_process, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     check_name,
     check_texts,
     load_version,
@@ -32,12 +30,10 @@ from benchmarks.common import (
     on_machine,
     peak_memory,
 )
-from benchmarks.pictures import axes_of, publish
+from benchmarks.pictures import axes_of, label_ends
 from shared import fast_bpe
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus, read_documents
-from shared.files import UserError, json_sha256, read_json, write_json
-from shared.machine import machine_facts
+from shared.files import UserError, json_sha256
 from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
@@ -80,15 +76,15 @@ def make_text(path: Path, n_bytes: int) -> None:
             bar.update(file.write(" ".join(document).encode("utf-8") + SEPARATOR))
 
 
-def measure(task: str, text: str, vocab_size: str) -> dict:
+def measure(task: str, text: Path, vocab_size: int) -> dict:
     """Run one task in this process: its seconds, its peak memory, and the growth to that peak."""
     module = load_version("v4_modern")
     Tokenizer = fast_bpe.fast(module.Tokenizer, workers=1)
-    tokenizer_file, token_file = Path(text).with_name("tokenizer.json"), Path(text + ".bin")
+    tokenizer_file, token_file = text.with_name("tokenizer.json"), Path(f"{text}.bin")
     before, started = peak_memory(), time.perf_counter()
     if task == "train":
         texts = whole_words(read_pieces(text))
-        Tokenizer.train(texts, int(vocab_size)).save(tokenizer_file)
+        Tokenizer.train(texts, vocab_size).save(tokenizer_file)
     elif task == "encode":
         encode_file(Tokenizer.load(tokenizer_file), text, token_file)
     else:
@@ -115,20 +111,16 @@ def run(options: Options) -> dict:
             text = Path(folder) / "text.txt"
             make_text(text, int(size * 1e6))
             for task in TASKS:
-                command = [sys.executable, __file__, "--measure", task, str(text)]
-                command.append(str(options.vocab_size))
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-                if done.returncode:
-                    raise UserError(f"{task} of {size:g} MB ended with status {done.returncode}")
-                rows.append({"bytes": text.stat().st_size} | json.loads(done.stdout))
+                taken = in_new_process(measure, task, text, options.vocab_size)
+                rows.append({"bytes": text.stat().st_size} | taken)
                 print_text(f"{size:g} MB: {rows[-1]}")
-    return {"options": asdict(options), "machine": machine_facts(), "rows": rows}
+    return {"vocab_size": options.vocab_size, "rows": rows}
 
 
 def report(results: dict) -> str:
     """A line for each size."""
     table = [["text", "", "peak", "encode", "peak", "open, 1,000 batches", "peak, more"]]
-    table[0][1] = f"learn {results['options']['vocab_size']:,} tokens"
+    table[0][1] = f"learn {results['vocab_size']:,} tokens"
     rows = results["rows"]
     for size in dict.fromkeys(row["bytes"] for row in rows):
         train, encode, batches = (
@@ -151,33 +143,31 @@ def report(results: dict) -> str:
 
 def draw(results: dict) -> Figure:
     """Seconds and peak memory against the size of the text, with a line for proportional growth."""
-    figure, (time_axes, memory_axes) = axes_of(2)
-    for task, label in zip(TASKS, ("learn the tokenizer", "encode", f"open, {BATCHES:,} batches")):
+    figure, both = axes_of(2)
+    for task, label in zip(TASKS, ("learn", "encode", f"open, {BATCHES:,} batches")):
         rows = [row for row in results["rows"] if row["task"] == task]
         sizes = [row["bytes"] / 1e6 for row in rows]
-        time_axes.plot(sizes, [row["seconds"] for row in rows], "o-", label=label)
-        memory_axes.plot(sizes, [row["peak"] / 1e6 for row in rows], "o-", label=label)
+        both[0].plot(sizes, [row["seconds"] for row in rows], "o-", label=label)
+        both[1].plot(sizes, [row["peak"] / 1e6 for row in rows], "o-", label=label)
         if task == "train":
             proportional = [rows[-1]["seconds"] * size / sizes[-1] for size in sizes]
-            time_axes.plot(sizes, proportional, ":", color="gray", label="proportional")
-    time_axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="seconds")
-    memory_axes.set(xscale="log", ylim=(0, None), xlabel="MB of text", ylabel="peak memory, MB")
-    time_axes.legend(fontsize="small")
+            both[0].plot(sizes[::-1], proportional[::-1], ":", color="gray", label="proportional")
+    both[0].set(xscale="log", yscale="log", ylabel="seconds")
+    both[1].set(xscale="log", ylim=(0, None), ylabel="peak memory, MB")
+    both[0].yaxis.set_major_formatter("{x:g}")
+    for axes in both:
+        axes.set(xlabel="MB of text")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        label_ends(axes, [(*line.get_xydata()[-1], line.get_label()) for line in axes.lines])
     return figure
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"scale.png": draw(results)}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["--measure"]:
-        print(json.dumps(measure(*arguments[1:])))
-        return
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", run(options))
-        results = read_json(folder / "results.json")
-        publish(folder, report(results), {"scale.png": draw(results)}, options.readme)
+    run_benchmark(Options, arguments, run, show)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import pictures
-from benchmarks.common import RESULTS, load_version, markdown, on_machine, pick_versions
+from benchmarks.command import Shown, run_benchmark
+from benchmarks.common import check_name, load_version, markdown, on_machine, pick_versions
 from benchmarks.faults import SIZES, Subject, some_text
-from shared.command_line import clear_errors, parse_options
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.machine import machine_facts
 from shared.run import Run
 from shared.terminal import progress
 
@@ -41,9 +40,11 @@ class Options:
 
     steps: int = 20_000  # of each run
     versions: tuple[str, ...] = ()  # v2 v4; all if not given
+    name: str = "soak"  # of the folder of results
     readme: bool = False  # train nothing, write tables and picture from results.json
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.steps < POINTS:
             raise UserError(f"--steps {self.steps} must be at least {POINTS}")
 
@@ -69,7 +70,8 @@ def measure_child() -> None:
     Run.log_step = measured
     before = process_state()["handles"]
     module.main(arguments)
-    write_json(path, {"points": points, "left_open": process_state()["handles"] - before})
+    courses = {name: [point[name] for point in points] for name in points[0]}
+    write_json(path, courses | {"left_open": process_state()["handles"] - before})
 
 
 def process_state() -> dict[str, int]:
@@ -82,7 +84,7 @@ def process_state() -> dict[str, int]:
 
 def soak(options: Options) -> dict:
     """Train every version in a process of its own; what goes into results.json."""
-    runs = {}
+    runs = []
     with tempfile.TemporaryDirectory(prefix="ladder-soak-") as name:
         folder = Path(name)
         text = some_text(folder, 20_000)
@@ -101,21 +103,21 @@ def soak(options: Options) -> dict:
             )
             if done.returncode:
                 raise UserError(f"{version} ended with status {done.returncode}")
-            runs[version] = read_json(result)
-    return {"steps": options.steps, "runs": runs, "machine": machine_facts() | {"threads": 1}}
+            runs.append({"version": version} | read_json(result))
+    return {"steps": options.steps, "runs": runs}
 
 
-def slope(points: Sequence[dict]) -> float:
+def slope(run: dict) -> float:
     """Bytes of memory that each step adds: least squares, after the warm-up."""
-    settled = points[int(WARM_UP * len(points)) :]
-    return float(np.polyfit([p["step"] for p in settled], [p["memory"] for p in settled], 1)[0])
+    first = int(WARM_UP * len(run["step"]))
+    return float(np.polyfit(run["step"][first:], run["memory"][first:], 1)[0])
 
 
-def tenth_medians(points: Sequence[dict]) -> tuple[float, float]:
+def tenth_medians(step_seconds: Sequence[float]) -> tuple[float, float]:
     """The median CPU time of a step, in seconds, in the first and in the last tenth of a run."""
-    tenth = max(1, len(points) // 10)
-    parts = points[1 : 1 + tenth], points[-tenth:]  # the first one imports and warms up
-    first, last = (float(np.median([p["step_seconds"] for p in part])) for part in parts)
+    tenth = max(1, len(step_seconds) // 10)
+    parts = step_seconds[1 : 1 + tenth], step_seconds[-tenth:]  # the first imports and warms up
+    first, last = (float(np.median(part)) for part in parts)
     return first, last
 
 
@@ -123,38 +125,34 @@ def report(results: dict) -> str:
     """The table, as it stands in table.md."""
     head = ["version", "memory, MB", "grows by, bytes a step", "handles", "left open"]
     rows = [[*head, "CPU ms a step, first tenth", "last tenth"]]
-    for version, run in results["runs"].items():
-        points = run["points"]
-        settled = points[int(WARM_UP * len(points))]
-        handles = sorted({point["handles"] for point in points})
+    for run in results["runs"]:
+        memory, handles = run["memory"], run["handles"]
+        settled = memory[int(WARM_UP * len(memory))]
         rows.append(
             [
-                version,
-                f"{settled['memory'] / 1e6:.1f} → {points[-1]['memory'] / 1e6:.1f}",
-                f"{slope(points):.0f}",
-                " to ".join(map(str, dict.fromkeys((handles[0], handles[-1])))),
+                run["version"],
+                f"{settled / 1e6:.1f} → {memory[-1] / 1e6:.1f}",
+                f"{slope(run):.0f}",
+                " to ".join(map(str, dict.fromkeys((min(handles), max(handles))))),
                 str(run["left_open"]),
-                *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(points)),
+                *(f"{1000 * seconds:.2f}" for seconds in tenth_medians(run["step_seconds"])),
             ]
         )
     depends = (
         f"{results['steps']:,} steps of a tiny model with {POINTS} evaluations and checkpoints, "
         f"whose time is in a step's, and {POINTS // 10} samples. loss.png is first redrawn after a "
         "minute: that keeps some MB, once. "
-        f"{on_machine(results['machine'])}."
+        f"{on_machine(results['machine'] | {'threads': 1})}."
     )
     return f"{markdown(rows)}\n\n{depends}"
 
 
+def show(results: dict) -> Shown:
+    return report(results), {"soak.png": pictures.draw_soak(results["runs"])}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / "soak"
-        if not options.readme:
-            write_json(folder / "results.json", soak(options))
-        results = read_json(folder / "results.json")
-        figures = {"soak.png": pictures.draw_soak(results["runs"])}
-        pictures.publish(folder, report(results), figures, options.readme)
+    run_benchmark(Options, arguments, soak, show)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ablations, pictures
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     STOP,
     VERSIONS,
     check_alike,
@@ -42,9 +42,8 @@ from benchmarks.common import (
     train_or_diverge,
     what_it_depends_on,
 )
-from shared.command_line import clear_errors, parse_options
 from shared.corpora import load_corpus
-from shared.files import ROOT, UserError, json_sha256, read_json, write_json
+from shared.files import ROOT, UserError, json_sha256
 from shared.terminal import progress
 
 FACTORS = {
@@ -306,20 +305,15 @@ def report(results: dict) -> str:
     return "\n\n".join([findings, depends, fold("The tables", tables)])
 
 
+def show(results: dict) -> Shown:
+    if results["points"][0]["what"]:
+        return report(results), {"sweep.png": pictures.draw_sweep(summarize(results["points"]))}
+    ablated = ablations.summarize(results)  # what is away, which at first is nothing
+    return ablations.report(results), {"ablate.png": pictures.draw_ablations(ablated)}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", sweep(options))
-        results = read_json(folder / "results.json")
-        if options.ablate:
-            rows, text = ablations.summarize(results), ablations.report(results)
-            figures = {"ablate.png": pictures.draw_ablations(rows)}
-        else:
-            rows, text = summarize(results["points"]), report(results)
-            figures = {"sweep.png": pictures.draw_sweep(rows)}
-        pictures.publish(folder, text, figures, options.readme)
+    run_benchmark(Options, arguments, sweep, show)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle, product
 from pathlib import Path
 from statistics import median
 
@@ -39,8 +40,9 @@ import numpy as np  # after this, for `tokenizers` is the name of a package, too
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from benchmarks.command import Shown, run_benchmark
 from benchmarks.common import (
-    RESULTS,
+    VERSIONS,
     check_name,
     check_texts,
     fold,
@@ -49,11 +51,9 @@ from benchmarks.common import (
     markdown,
     on_machine,
 )
-from benchmarks.pictures import axes_of, publish
-from shared.command_line import clear_errors, parse_options
+from benchmarks.pictures import COLOURS, axes_of, colour, label_ends
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents
-from shared.files import UserError, read_json, write_json
-from shared.machine import machine_facts
+from shared.files import UserError
 from shared.terminal import progress
 from v4_modern.tokenizer_files import save_hugging_face
 
@@ -384,7 +384,6 @@ def compare(options: Options) -> dict:
     peers = {who: version(who) for who in PEERS if importlib.util.find_spec(who)}
     return {
         "options": asdict(options),
-        "machine": machine_facts(),
         "peers": peers,
         "not_ascii": not_ascii(text),
         "foreign": foreign,
@@ -522,45 +521,44 @@ def report(results: dict) -> str:
 
 
 def draw(results: dict) -> Figure:
-    """MB/s: one panel per task, with a dot for each tokenizer at each size."""
-    measured = groups(results)
-    figure, panels = axes_of(len(TASKS), height=3.6)
-    width = 0.8 / len(measured)
-    for panel, task in zip(panels, TASKS):
-        names = list(dict.fromkeys(r["who"] for r in results["rows"] if r["task"] == task))
-        for i, ((text, n_bytes, cores), rows) in enumerate(measured.items()):
-            of_task = [row for row in rows if row["task"] == task]
-            panel.plot(
-                [names.index(row["who"]) + (i + 0.5) * width for row in of_task],
-                [n_bytes / 1e6 / row[clock(cores)] for row in of_task],
-                "o",
-                label=f"{size_of(text, n_bytes)}, "
-                + (f"{cores} cores" if cores > 1 else "1 core (CPU time)"),
-            )
-        panel.set_xticks([i + 0.4 for i in range(len(names))], names, rotation=30)
-        panel.set(title=TASKS[task], ylabel="MB/s", yscale="log")
+    """MB/s against the size of the text: a line for each tokenizer, a column for each task, a row
+    for each kind of text and number of cores."""
+    kinds = dict.fromkeys((row.get("text", ""), row["cores"]) for row in results["rows"])
+    ours = {name: colour(VERSIONS[int(name[1])]) for name in ("v2", "v4")}
+    paint = dict(zip(PEERS, cycle(c for c in COLOURS if c not in ours.values()))) | ours
+    figure, panels = axes_of(len(TASKS), width=4.2, height=3.5, rows=len(kinds))
+    for panel, ((text, cores), task) in zip(panels, product(kinds, TASKS)):
+        speeds = {}  # who -> its points
+        for row in results["rows"]:
+            if (row.get("text", ""), row["cores"], row["task"]) == (text, cores, task):
+                size = row["bytes"] / 1e6
+                speeds.setdefault(row["who"], []).append((size, size / row[clock(cores)]))
+        for who, points in speeds.items():
+            panel.plot(*zip(*points), "o-", color=paint[who], label=who)
+        how = f"{cores} cores" if cores > 1 else "one core (CPU time)"
+        panel.set_title(f"{TASKS[task]}, {how}{', not English' if text else ''}", fontsize=10)
+        panel.set(xlabel="MB of text", ylabel="MB/s", xscale="log", yscale="log")
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("")
     lows, highs = zip(*(panel.get_ylim() for panel in panels))
     for panel in panels:
         panel.set_ylim(min(lows), max(highs))
-    panels[0].legend(fontsize="small")
+        label_ends(panel, [(*line.get_xydata()[-1], line.get_label()) for line in panel.lines])
     return figure
+
+
+def show(results: dict) -> Shown:
+    return report(results), {"speed.png": draw(results)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--measure"]:
         print(json.dumps(measure(*arguments[1:])))
-        return
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            write_json(folder / "results.json", compare(options))
-        results = read_json(folder / "results.json")
-        publish(folder, report(results), {"speed.png": draw(results)}, options.readme)
+    else:
+        run_benchmark(Options, arguments, compare, show)
 
 
 if __name__ == "__main__":

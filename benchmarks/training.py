@@ -9,14 +9,12 @@ measured on the CPU. Tables, picture and results.json go to benchmarks/results/t
 measures nothing: it rewrites the tables from results.json (also those in README.md here).
 """
 
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import race
+from benchmarks.command import Shown, in_new_process, run_benchmark
 from benchmarks.common import (
-    RESULTS,
     check_name,
     load_version,
     markdown,
@@ -41,7 +39,8 @@ from benchmarks.common import (
     peak_memory,
     read_rows,
 )
-from benchmarks.pictures import axes_of, colour, publish
+from benchmarks.pictures import BLUE, axes_of, colour, label_ends
+from benchmarks.records import conditions, kept
 from benchmarks.trainers import (
     NANOGPT_STEPS,
     V4,
@@ -51,10 +50,9 @@ from benchmarks.trainers import (
     parameters,
 )
 from shared import model_table
-from shared.command_line import clear_errors, parse_options, pick_dtype
+from shared.command_line import pick_dtype
 from shared.corpora import load_corpus
 from shared.files import ROOT, UserError, read_json, write_json
-from shared.machine import machine_facts
 from shared.terminal import progress
 
 WARM_UP = 3  # untimed steps before the timed ones
@@ -198,13 +196,6 @@ def memory_of_training(data: str, threads: int, options: dict[str, int | str]) -
     return {"before": before, "kept": size.memory, "peak": peak}
 
 
-def measure_memory(data: str, options: dict[str, int | str]) -> dict[str, int]:
-    """`memory_of_training` in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(memory_of_training, data, torch.get_num_threads(), options).result()
-
-
 def measure_step(data: str, steps: int, **options: int | str) -> dict:
     """The seconds and FLOPs of a step's parts, the FLOP/s the machine can reach, and memory."""
     trainer, bytes_a_token = make_v4(data, **options)
@@ -220,7 +211,7 @@ def measure_step(data: str, steps: int, **options: int | str) -> dict:
         "seconds": seconds,
         "flops": count_flops(trainer),
         "peak_flops_a_second": peak,
-        "memory": measure_memory(data, options),
+        "memory": in_new_process(memory_of_training, data, torch.get_num_threads(), options),
     }
 
 
@@ -240,7 +231,7 @@ def measure_alone(options: Options) -> dict:
     written = interleave(work, WRITE_TURNS, "writing in turn")
     return {
         "data": Path(options.data).name,
-        "machine": machine_facts(),
+        "machine": conditions(),
         **measured,
         "written_a_second": {how: WRITTEN / taken for how, taken in written.items()},
         "written": {"tokens": WRITTEN, "context": WRITTEN_CONTEXT},
@@ -283,8 +274,9 @@ def tokens_a_second(folder: Path) -> dict:
 # ---- all of it ----
 
 
-def measure(options: Options, folder: Path) -> dict:
-    """All that is asked for and not kept in `folder` yet; what goes into results.json."""
+def measure(options: Options) -> dict:
+    """All that is asked for and not kept from before; what goes into results.json."""
+    folder = ROOT / "runs" / "training" / options.name
     if options.nanogpt:
         load_nanogpt(options.nanogpt)  # UserError for a wrong folder before any work
         load_corpus(options.text)
@@ -298,7 +290,7 @@ def measure(options: Options, folder: Path) -> dict:
     asked["dtype"] = pick_dtype("auto", torch.device("cpu"))  # rows in another dtype do not fit
     asked["format"] = 3  # nor do those of another form
     path = folder / "results.json"
-    results = read_json(path) if path.exists() else {"options": asked}
+    results = kept(path) or {"options": asked}
     if results["options"] != asked:
         raise UserError(
             f"{folder} is of {results['options']}, not {asked}: use --fresh or another --name"
@@ -322,9 +314,11 @@ def measure(options: Options, folder: Path) -> dict:
             rows.append(run_processes(count, folder / f"processes-{count}", options))
             keep()
     if options.nanogpt:
-        beside = results.setdefault("nanogpt", {"machine": machine_facts()})
+        beside = results.setdefault("nanogpt", {"machine": conditions()})
         race.race(options.nanogpt, options.text, options.nanogpt_steps, options.seeds, beside, keep)
-    return results
+    else:
+        print("nanoGPT is not trained: --nanogpt FOLDER names a clone of it")
+    return without_paths(results)
 
 
 def without_paths(results: dict) -> dict:
@@ -455,42 +449,33 @@ def draw(results: dict) -> Figure:
 
 def draw_race(axes: Axes, beside: dict) -> None:
     """nanoGPT's runs as lines, v4's complete runs as dots."""
-    paint = {race.NANOGPT: "gray", race.SUBWORDS: colour(V4), race.CHARACTERS: "C9"}
-    labelled = set()
+    paint = {race.NANOGPT: "gray", race.SUBWORDS: colour(V4), race.CHARACTERS: BLUE}
+    ends = {}  # who -> of the last run
     for run in beside["runs"]:
         who, curve = run["who"], [[run["steps"], run["bits_per_byte"]]]
         if run["bits_per_byte"] is None:  # diverged
             continue
         curve = [point for point in run["curve"] if point[0]] + curve
-        axes.plot(
-            [race.seconds_of(beside, who, steps) for steps, _ in curve],
-            [bits for _, bits in curve],
-            ".-" if who == race.NANOGPT else "o",
-            color=paint[who],
-            alpha=0.6,
-            label=None if who in labelled else who,
-        )
-        labelled.add(who)
+        seconds = [race.seconds_of(beside, who, steps) for steps, _ in curve]
+        style = ".-" if who == race.NANOGPT else "o"
+        axes.plot(seconds, [bits for _, bits in curve], style, color=paint[who], alpha=0.6)
+        end = seconds[-1], curve[-1][1], who
+        ends[who] = max(end, ends.get(who, end))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="seconds of training (v4: a dot is a complete run)")
     axes.set(ylabel="bits per byte of validation text")
-    axes.legend()
+    label_ends(axes, list(ends.values()))
+
+
+def show(results: dict) -> Shown:
+    return report(results), {"training.png": draw(results)}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with clear_errors():
-        options = parse_options(Options, arguments)
-        folder = RESULTS / options.name
-        if not options.readme:
-            results = measure(options, ROOT / "runs" / "training" / options.name)
-            write_json(folder / "results.json", without_paths(results))
-        results = read_json(folder / "results.json")
-        publish(folder, report(results), {"training.png": draw(results)}, options.readme)
-        if "nanogpt" not in results:
-            print("nanoGPT was not trained: --nanogpt FOLDER names a clone of it")
+    run_benchmark(Options, arguments, measure, show)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gc
 import inspect
 import io
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -252,10 +254,24 @@ def tell_error(line: str) -> None:
     tqdm.write(line, file=sys.stderr)  # not behind a progress bar
 
 
+@cache  # once is enough
+def save_time() -> None:
+    """Spare this process what it would do for nothing."""
+    # All that was imported stays: to search it for garbage, again and again, takes longer than to
+    # parse the standard library for its docstrings.
+    gc.freeze()
+    # Optimizers import torch's compiler to have it leave them alone, a second and 50 MB, unless
+    # they find what that would give them (torch/_compile.py).
+    for method in vars(torch.optim.Optimizer).values():
+        if inner := getattr(method, "__wrapped__", None):
+            inner.__dynamo_disable = inner
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Report errors in one line. The exit status is 2 for errors that the user can fix, 128 plus
     the signal's number for Ctrl-C and other signals, and 1 if the system failed."""
+    save_time()
 
     def stop(number: int, _: object) -> None:
         write_nowhere(number)

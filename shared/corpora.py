@@ -14,6 +14,7 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,21 +170,32 @@ def _pydocs_documents() -> Iterator[str]:
         f for f in library.rglob("*.py") if not skipped & set(f.relative_to(library).parts)
     )
     texts: dict[str, None] = {}  # a set that keeps the order
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for file in progress(files, desc="reading pydocs", unit="file"):
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue  # skip what this Python cannot parse
-        for node in ast.walk(tree):
-            if isinstance(node, documented):
-                texts[well_formed(ast.get_docstring(node) or "")] = None
+        for node in _documented(tree):
+            texts[well_formed(ast.get_docstring(node) or "")] = None
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions leave it out
         topics = {}
     texts.update(dict.fromkeys(topics[name] for name in sorted(topics)))
     yield from (text for text in texts if len(text) >= 100)
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.AST]:
+    """What can have a docstring, in the order of `ast.walk`, but without a look at expressions."""
+    with_docstring = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    with_statements = ast.mod, ast.stmt, ast.excepthandler, ast.match_case
+    to_do = deque([tree])
+    while to_do:
+        node = to_do.popleft()
+        if isinstance(node, with_docstring):
+            yield node
+        children = ast.iter_child_nodes(node)
+        to_do.extend(child for child in children if isinstance(child, with_statements))
 
 
 # ---- preparing the two splits ----

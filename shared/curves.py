@@ -14,6 +14,7 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     """Plot loss and bits per byte against steps."""
     import_matplotlib()
     from matplotlib.figure import Figure  # pyplot may need a display, or draw into a notebook
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -29,6 +30,8 @@ def draw_loss(rows: list[dict], picture: Path, title: str) -> None:
     for axes, label in ((left, "loss (nats per token)"), (right, "bits per byte")):
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         if axes.lines:
             axes.legend()
     figure.suptitle(title)

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,27 +22,32 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import shared.run
-from benchmarks import common
+from benchmarks import common, faults
 from benchmarks.common import VERSIONS, load_version  # noqa: F401 - tests import them from here
 from benchmarks.faults import without_times
-from shared.files import atomic_write
+from shared.corpora import Corpus, load_corpus
+from shared.files import atomic_write, lock
 
 slow = [HealthCheck.too_slow]  # a busy machine is
 settings.register_profile(
     "tests", deadline=None, max_examples=60, print_blob=True, suppress_health_check=slow
 )
 settings.load_profile("tests")
-CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
-os.environ["LADDER_CACHE"] = CACHE.name  # never the user's cache
+CACHE = None  # never the user's
+if "PYTEST_XDIST_WORKER" not in os.environ:  # those that xdist starts share it
+    CACHE = tempfile.TemporaryDirectory(prefix="ladder-tests-")  # until the tests end
+    os.environ["LADDER_CACHE"] = CACHE.name
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has us ignore it
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start
 torch.set_num_threads(1)  # small models: threads would only wait for each other
+os.fsync = lambda file: None  # no test cuts the power, and a disk takes 10 ms each time
 if hasattr(os, "register_at_fork"):  # a child killed with tqdm's lock in hand would keep it for all
     os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def pytest_unconfigure() -> None:
-    CACHE.cleanup()  # here, for xdist's processes end without looking back
+    if CACHE:
+        CACHE.cleanup()
 
 
 def sketch(rows: list[dict], picture: Path, title: str) -> None:
@@ -57,6 +64,13 @@ draw_loss, shared.run.draw_loss = shared.run.draw_loss, sketch
 @pytest.fixture
 def real_pictures(monkeypatch) -> None:
     monkeypatch.setattr(shared.run, "draw_loss", draw_loss)
+
+
+def each_once(values: list) -> list[tuple]:
+    """(version, value): each of the values with the last version, and with each other version one
+    of them. For what takes long and is in shared/, or in sections that are the same in all."""
+    of_others = [(name, values[i % len(values)]) for i, name in enumerate(VERSIONS[:-1])]
+    return [(VERSIONS[-1], value) for value in values] + of_others
 
 
 def by_characters(version: ModuleType) -> bool:
@@ -120,9 +134,18 @@ def small_text(n_documents: int = 60, seed: int = 0) -> str:
     return "<|endoftext|>".join(documents)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=VERSIONS)  # a test may name others
 def version(request) -> ModuleType:
     return load_version(request.param)
+
+
+@pytest.fixture(scope="session")
+def pydocs() -> Corpus:
+    """Which takes seconds to prepare, so one of xdist's processes does it for all."""
+    with open(Path(os.environ["LADDER_CACHE"]) / "pydocs.lock", "w") as file:
+        while not lock(file):
+            time.sleep(0.1)
+        return load_corpus("pydocs")
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +165,9 @@ def started(monkeypatch) -> list[list[str]]:
         commands.append(command)
         return forked.Popen(command, **options)
 
-    ours = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(common, "subprocess", ours)
+    for module in (common, faults):
+        parts = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start, **parts))
     return commands
 
 
@@ -155,3 +179,20 @@ def finished_runs(tmp_path_factory, corpus_file) -> Path:
         version = load_version(name)
         version.train(small_config(version, data=str(corpus_file), out=str(folder / name)))
     return folder
+
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium or Chrome from the path; without it, or playwright, its tests are left out."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()

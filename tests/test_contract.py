@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from conftest import (
     ROOT,
     VERSIONS,
     by_characters,
+    each_once,
     load_version,
     random_model,
     small_arguments,
@@ -25,7 +27,6 @@ from conftest import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 import shared.machine
 import shared.run
@@ -231,7 +232,8 @@ def weights(folder):
 
 
 def test_a_run_leaves_its_files_and_learns(version, corpus_file, tmp_path, real_pictures):
-    config = small_config(version, data=str(corpus_file), out=str(tmp_path), steps=60)
+    options = {"data": str(corpus_file), "out": str(tmp_path), "steps": 60, "evaluate_every": 30}
+    config = small_config(version, **options)
     summary = version.train(config)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert summary == json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
@@ -280,7 +282,7 @@ def test_a_text_is_scored_as_at_the_end_of_training(version, corpus_file, tmp_pa
     assert stop.value.code == 2 and "missing.txt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("best", [0, 4, 6])
+@pytest.mark.parametrize("version, best", each_once([0, 4, 6]), indirect=["version"])
 def test_the_best_weights_are_kept(version, best, corpus_file, tmp_path, monkeypatch, capsys):
     """Evaluations at steps 0, 2, 4, 6 of a text that is read too often."""
     train_step, evaluate, at = version.training_step, version.evaluate, {}
@@ -399,7 +401,7 @@ def uninterrupted(corpus_file, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 11, 12])
+@pytest.mark.parametrize("version, step", each_once([1, 3, 4, 11, 12]), indirect=["version"])
 def test_a_resumed_run_is_the_uninterrupted_one(
     version, uninterrupted, corpus_file, tmp_path, monkeypatch, step
 ):
@@ -469,6 +471,8 @@ def test_sampling_options(version):
 
 def test_top_p_is_of_what_top_k_leaves(version):
     """As transformers has it: .4 and .3 are left, and .4 is more than half of that."""
+    from transformers import TopKLogitsWarper, TopPLogitsWarper  # which takes a second
+
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     left = TopPLogitsWarper(0.5)(None, TopKLogitsWarper(2)(None, logits[None]))[0]
     config = small_config(version, temperature=1.0, top_k=2, top_p=0.5)
@@ -506,19 +510,17 @@ def test_resume_sample_and_prompt_by_command_line(version, corpus_file, tmp_path
 
 def test_a_vocabulary_that_the_text_cannot_fill_resumes(version, tmp_path):
     """The pairs run out long before 5,000 tokens; the run goes on with the tokenizer it has."""
-    for seed in range(3):
-        path = tmp_path / f"{seed}.txt"
-        path.write_text(small_text(12, seed), encoding="utf-8")
-        out = str(tmp_path / f"run{seed}")
-        version.main(small_arguments(version, data=str(path), out=out, vocab_size=5000))
-        version.main(["--resume", "--out", out, "--steps", "7"])
+    path, out = tmp_path / "short.txt", str(tmp_path / "run")
+    path.write_text(small_text(12), encoding="utf-8")
+    version.main(small_arguments(version, data=str(path), out=out, vocab_size=5000))
+    version.main(["--resume", "--out", out, "--steps", "7"])
 
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_runs_from_any_working_directory(name, corpus_file, tmp_path):
     arguments = small_arguments(load_version(name), data=str(corpus_file), out="run")
     command = [sys.executable, str(ROOT / name / "train.py"), *arguments]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    result = forked.run(command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left - {"best.pt"} == FILES  # which is there if the last evaluation was not the best

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, VERSIONS, load_version, small_arguments
+from conftest import ROOT, VERSIONS, each_once, load_version, small_arguments
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks import faults, soak
 from benchmarks.common import RESULTS
 from benchmarks.faults import Subject, call, difference, one_line_lacks
+from benchmarks.records import read_results
 from shared.checkpoints import tensors
 from shared.command_line import load_config
 from shared.files import UserError, read_json
@@ -154,7 +155,7 @@ def test_a_run_killed_at_its_writes_is_the_untouched_one(subject, tmp_path, monk
     assert difference(subject.folder / "untouched" / "run", run) == ""
 
 
-def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
+def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch, started):
     if subject.version != "v4_modern":
         pytest.skip("one process is enough: the others are killed above")
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
@@ -165,7 +166,7 @@ def test_a_process_killed_by_the_benchmark(subject, tmp_path, monkeypatch):
     assert difference(subject.folder / "untouched" / "run", tmp_path / "run") == ""
 
 
-def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch):
+def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch, started):
     stopped = Subject("v0_bigram", corpus_file, tmp_path, faults.SIZES)
     assert stopped.untouched.status == 0
     monkeypatch.setattr(faults, "moments", lambda *_: [("step", 3, 0.0, signal.SIGINT)])
@@ -195,7 +196,9 @@ def unblocked(number):
 
 
 @pytest.mark.usefixtures("unblocked")
-@pytest.mark.parametrize("number", [signal.SIGINT, *STOPS])
+@pytest.mark.parametrize(
+    "subject, number", each_once([signal.SIGINT, *STOPS]), indirect=["subject"]
+)
 def test_a_signal_before_training_ends_in_a_word(subject, tmp_path, monkeypatch, number):
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.fsync", lambda _: signal.raise_signal(number))
@@ -213,7 +216,7 @@ def test_a_bar_that_a_signal_leaves_half_made_ends_in_peace(monkeypatch):
 
 
 @pytest.mark.usefixtures("unblocked")
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("subject, number", each_once(STOPS), indirect=["subject"])
 def test_a_signal_in_training_saves_and_says_how_to_go_on(subject, tmp_path, monkeypatch, number):
     log_step = Run.log_step
 
@@ -259,16 +262,24 @@ class Unwritable(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("output", ["stdout", "stderr"])
-def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatch, number, output):
-    """It is given up, and training goes on; but what `| head` ends stops and saves."""
+OUTPUTS = [
+    (name, e) for e in (errno.EPIPE, errno.ENOSPC, errno.EIO) for name in ("stdout", "stderr")
+]
+
+
+@pytest.mark.parametrize(
+    "subject, output", each_once([*OUTPUTS, ("stdout", 0)]), indirect=["subject"]
+)
+def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatch, output):
+    """It is given up, and training goes on; but what `| head` ends stops and saves. 0: a closed
+    one, in whose place Python has None."""
+    output, number = output
     monkeypatch.setattr("shared.terminal.discard", lambda output: None)  # the test's own
     monkeypatch.setattr("shared.run.discard", lambda output: None)
     monkeypatch.setattr("shared.terminal.SECONDS", 0)  # progress is written, too
     arguments = [*map(str, subject.arguments(tmp_path / "run"))]
     with monkeypatch.context() as patch:
-        patch.setattr(sys, output, Unwritable(number))
+        patch.setattr(sys, output, Unwritable(number) if number else None)
         try:
             subject.module.main(arguments)
             status = 0
@@ -283,11 +294,11 @@ def test_output_that_cannot_be_written_ends_no_run(subject, tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("closed", ["> /dev/full 2> /dev/full", ">&- 2>&-"])
-def test_a_run_without_any_output(corpus_file, tmp_path, closed):
+def test_a_run_without_any_output(corpus_file, tmp_path):
+    """A full disk, on which Python fails again when it ends, and nothing at all."""
     v0 = load_version("v0_bigram")
     arguments = map(str, small_arguments(v0, data=corpus_file, out=tmp_path / "run"))
-    command = f'"$0" "$@" {closed}'
+    command = '"$0" "$@" > /dev/full 2>&-'
     program = [sys.executable, str(ROOT / "v0_bigram" / "train.py")]
     assert subprocess.run(["sh", "-c", command, *program, *arguments]).returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
@@ -673,18 +684,18 @@ def test_any_bytes_are_trained_on_or_refused(subject, tmp_path):
 
 
 def test_nothing_was_lost():
-    results = read_json(RESULTS / "faults" / "results.json")
+    results = read_results(RESULTS / "faults" / "results.json")
     kills = [trial for trial in results["trials"] if trial["where"].startswith("kill in")]
-    assert faults.times(kills) >= 50 and {trial["version"] for trial in kills} == set(VERSIONS)
+    assert faults.times(kills) >= 50 and {v for kill in kills for v in kill["count"]} == {*VERSIONS}
     assert not any(trial["lost"] for trial in results["trials"])
 
 
 def test_what_is_lost_is_shown():
-    trial = {"fault": "kill", "version": "v0_bigram", "where": "kill in step", "ended": "resumed"}
-    trial |= {"commit": "abc", "count": 1}
+    trial = {"fault": "kill", "where": "kill in step", "ended": "resumed"}
+    trial |= {"commit": "abc", "count": {"v0_bigram": 1}}
     trials = [trial | {"lost": lost} for lost in ("", "metrics differs", "")]
     trials = faults.gathered(trials)
-    assert [trial["count"] for trial in trials] == [2, 1]
+    assert [trial["count"] for trial in trials] == [{"v0_bigram": 2}, {"v0_bigram": 1}]
     machine = {"python": "3", "torch": "2"}
     text = faults.report({"trials": trials, "seed": 0, "machine": machine})
     assert "| kill in step | 3 | resumed | **1** |" in text
@@ -695,14 +706,14 @@ def test_what_is_lost_is_shown():
 
 
 def test_a_long_run_does_not_grow():
-    results = read_json(RESULTS / "soak" / "results.json")
-    assert list(results["runs"]) == VERSIONS and results["steps"] >= 20_000
+    results = read_results(RESULTS / "soak" / "results.json")
+    assert [run["version"] for run in results["runs"]] == VERSIONS and results["steps"] >= 20_000
     assert (RESULTS / "soak" / "table.md").read_text(encoding="utf-8") == soak.report(
         results
     ) + "\n"
-    for run in results["runs"].values():
-        first, last = soak.tenth_medians(run["points"])
-        assert soak.slope(run["points"]) * results["steps"] < 20e6
+    for run in results["runs"]:
+        first, last = soak.tenth_medians(run["step_seconds"])
+        assert soak.slope(run) * results["steps"] < 20e6
         assert run["left_open"] == 0
         assert last < 1.3 * first
 
@@ -723,17 +734,16 @@ def test_a_short_soak(corpus_file, tmp_path, monkeypatch):
         Run, "write", lambda run, *how: written.append(run.step) or write(run, *how)
     )
     soak.measure_child()
-    assert [point["step"] for point in read_json(result)["points"]] == list(range(2, 21, 2))
+    assert read_json(result)["step"] == list(range(2, 21, 2))
     assert written == [0, 10, 20, 20]  # at evaluations, ours, and at the end
 
 
 def test_growth_is_seen():
-    points = [
-        {"step": 10 * i, "memory": 10**8 + 500 * i, "step_seconds": 0.001 * (1 + i // 100)}
-        for i in range(200)
-    ]
-    assert soak.slope(points) == pytest.approx(50)
-    assert soak.tenth_medians(points) == pytest.approx((0.001, 0.002))
+    points = range(200)
+    run = {"step": [10 * i for i in points], "memory": [10**8 + 500 * i for i in points]}
+    assert soak.slope(run) == pytest.approx(50)
+    seconds = [0.001 * (1 + i // 100) for i in points]
+    assert soak.tenth_medians(seconds) == pytest.approx((0.001, 0.002))
 
 
 def test_open_files_are_counted(tmp_path):

@@ -180,6 +180,19 @@ def test_weights_without_numbers_need_no_compiler(version, monkeypatch):
     assert not any(buffer.is_meta for buffer in model.buffers())
 
 
+def test_training_without_compile_does_not_import_the_compiler(corpus_file, tmp_path):
+    """As torch's optimizers do, for a second and 50 MB; v4 has its own."""
+    v4 = load_version("v4_modern")
+    arguments = [v4.__file__, *small_arguments(v4, data=corpus_file, out=tmp_path / "run", steps=2)]
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], None, '__main__')"
+    )
+    code += "; print([*sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert "2 steps in" in done.stdout and "'torch.optim.optimizer'" in done.stdout, done.stderr
+    assert "'torch._dynamo'" not in done.stdout
+
+
 def spied(function, results: list):
     def spy(*arguments, **options):
         results.append(function(*arguments, **options))

@@ -1,24 +1,22 @@
-"""The page in a real browser; left out where none is installed (`pip install playwright`, and
-Chromium or Chrome on the path)."""
+"""The page in a real browser."""
 
 import json
 import re
+import runpy
 import shutil
+import sys
+from itertools import accumulate
 
 import conftest
 import pytest
+import torch
 import toy
 from conftest import VERSIONS
 
-from benchmarks import climb, report, report_data
+from benchmarks import climb, report, report_data, report_model
+from benchmarks.common import open_run
 from shared.files import read_json, write_json
 from shared.splits import SPLITS
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +32,6 @@ def address(tmp_path_factory, finished_runs) -> str:
         patch.setattr(report_data, "places", lambda results: ours)
         report.main(f"--results toy --sweep toy-sweep --out {folder / 'page.html'}".split())
     return (folder / "page.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 MARKS = """() => {
@@ -95,6 +85,9 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     marks = page.evaluate(MARKS)
     assert set(marks["old"]) == {'"−"'} and set(marks["new"]) == {'"+"'} and not marks["same"]
     assert len(set(marks["colours"])) == 2
+    # So is what changed within a line.
+    changed = page.locator('.change > .new [class$="-Changed"]').first
+    assert "underline" in changed.evaluate("e => getComputedStyle(e).textDecorationLine")
     # Beside sections stands what they are worth. Two columns where there is room, else one.
     worth = page.locator("h4 ~ details .worth").all_inner_texts()
     assert any("RoPE → no positions: +0.300 ± 0.283" in each for each in worth)
@@ -125,9 +118,9 @@ def test_a_token_tells_what_was_expected(browser, address):
         assert f"{name.split('_')[0]} {of['bits_per_byte']:.2f}" in headline
     expected = page.locator("#expected")
 
-    def shown() -> tuple[list[str], list[float]]:
+    def shown(part) -> tuple[list[str], list[float]]:
         cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-        rows = expected.locator("tr").evaluate_all(cells)
+        rows = part.locator("tr").evaluate_all(cells)
         return [row[0] for row in rows], [float(row[1].strip("%")) for row in rows]
 
     def should_be(name: str, number: int) -> tuple[list[str], list[float]]:
@@ -136,11 +129,22 @@ def test_a_token_tells_what_was_expected(browser, address):
         return [report.visible(name) for name in names], [p / 100 for p in top[1::2]]
 
     def check(name: str, number: int) -> None:
-        tokens, percents = shown()
-        assert (tokens, percents) == (should_be(name, number)[0], pytest.approx(percents))
-        assert percents == pytest.approx(should_be(name, number)[1], abs=0.51)
-        assert len(tokens) == 10 and name in expected.inner_text()
-        assert report.visible(data[name]["tokens"][number][0]) in expected.inner_text()
+        """All five tell of the place where token `number` of version `name` begins."""
+        place = len("".join(token[0] for token in data[name]["tokens"][:number]).encode())
+        pointed = expected.locator("> .pointed")
+        assert pointed.count() == 1 and pointed.inner_text().startswith(name[:2])
+        for other, part in zip(VERSIONS, expected.locator("> div").all()):
+            ends = accumulate(len(token[0].encode()) for token in data[other]["tokens"])
+            at = next(i for i, end in enumerate(ends) if end > place)
+            assert other != name or at == number
+            token, bits, _, rank, _ = data[other]["tokens"][at]
+            came = part.locator("p").inner_text()
+            assert came == f"{other[:2]} {report.visible(token)} guess {rank:,}, {bits:.1f} bits"
+            tokens, percents = shown(part)
+            assert len(tokens) == 10 and tokens == should_be(other, at)[0]
+            assert percents == pytest.approx(should_be(other, at)[1], abs=0.51)
+            chosen = paragraphs.nth(VERSIONS.index(other)).locator(".chosen")
+            assert chosen.all_inner_texts() == [token.replace("\n", "⏎\n")]
 
     paragraphs.nth(4).locator("span").nth(5).hover()
     check(VERSIONS[4], 5)
@@ -151,7 +155,7 @@ def test_a_token_tells_what_was_expected(browser, address):
 
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
     page.goto(address)
-    expected = page.locator("#expected")
+    expected, paragraphs = page.locator("#expected"), page.locator(".coloured")
     token = page.locator(".coloured").nth(2).locator("span").nth(9)
     token.scroll_into_view_if_needed()
     token.tap()
@@ -277,6 +281,107 @@ def test_the_slider_shows_what_was_written_at_each_step(browser, address, finish
     page.close()
 
 
+def test_a_head_shows_where_each_token_looks(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(address)
+    tokens, heads = page.locator("#attention-tokens span"), page.locator("#attention-heads button")
+    says = page.locator("#attention-says")
+    assert page.locator("#attention-of option").all_inner_texts() == VERSIONS[1:]
+    runs = report_data.open_runs({name: [finished_runs / name] for name in VERSIONS})
+    text = report_data.paragraph(runs)
+    for name in VERSIONS[1:5]:
+        page.select_option("#attention-of", name)
+        run = runs[name]
+        ids = [run.tokenizer.special_tokens["<|endoftext|>"], *run.tokenizer.encode(text)][:16]
+        weights = report_model.attention_of_layers(run.model, torch.tensor(ids))
+        assert heads.count() == 4 and tokens.count() == 16
+        heads.nth(2).click()
+        tokens.nth(3).hover()
+        assert page.locator("#attention-tokens .later").count() == 12
+        tokens.nth(7).tap()
+        taken = weights[1, 0, 7, :8]
+        assert says.inner_text().startswith("In layer 2, head 1, ")
+        said = [int(n) for n in re.findall(r"(\d+)% from", says.inner_text())]
+        # A byte is a root, so that a weight is known to within a percent or so.
+        assert said == pytest.approx(
+            (100 * taken.sort(descending=True).values[:5]).tolist(), abs=1.1
+        )
+        shades = "all => all.map(s => parseFloat(s.style.getPropertyValue('--b')))"
+        roots = (taken / taken.max()).sqrt().tolist() + 8 * [0]
+        assert tokens.evaluate_all(shades) == pytest.approx([100 * root for root in roots], abs=1.1)
+        later = tokens.evaluate_all("all => all.map(span => span.className)")
+        assert later == [*7 * ["shade"], "shade chosen", *8 * ["later"]]
+        page.locator("#attention-tokens").press("ArrowRight")
+        assert page.locator("#attention-tokens .later").count() == 7
+    # The picture of a head has its weights, a row for each token.
+    pixels = """canvas => [...canvas.getContext("2d").getImageData(0, 0, 16, 16).data]
+        .filter((_, i) => i % 4 === 3)"""
+    drawn = torch.tensor(heads.nth(2).locator("canvas").evaluate(pixels)).view(16, 16)
+    assert torch.allclose(drawn / 255, weights[1, 0].sqrt(), atol=1.1 / 255)
+    pressed = page.locator("#attention-heads [aria-pressed=true]")
+    assert pressed.count() == 1 and pressed.get_attribute("aria-label") == "layer 2, head 1"
+    page.close()
+
+
+def test_v4_writes_in_the_page(browser, address, finished_runs):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    v4, run = open_run(VERSIONS[4], finished_runs / VERSIONS[4], temperature=0.0, max_new_tokens=40)
+    run.model, end = report_model.rounded(run.model), run.tokenizer.special_tokens["<|endoftext|>"]
+    area, rows = page.locator("#writing-text"), page.locator("#writing-choices tr")
+
+    def logits_after(text: str) -> torch.Tensor:
+        ids = torch.tensor([[end, *run.tokenizer.encode(text)]])
+        return run.model(ids[:, -16:])[0, -1].detach()
+
+    def shown() -> tuple[list[str], list[float]]:
+        cells = rows.evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.textContent))")
+        return [row[0] for row in cells], [
+            float(row[1].strip("%").replace("cut off", "0")) for row in cells
+        ]
+
+    def name(token: int) -> str:
+        return report.visible(run.tokenizer.decode([token]))
+
+    # What may follow, at the temperature and the top-p that are set.
+    for text, temperature, top_p in (("the dog", 0.8, 1), ("a <|endoftext|>the cat", 2, 0.5)):
+        area.fill(text)
+        page.locator("#writing-temperature").fill(str(temperature))
+        page.locator("#writing-top-p").fill(str(top_p))
+        p = (logits_after(text) / temperature).softmax(-1).sort(descending=True)
+        kept = p.values * (p.values.cumsum(0) - p.values < top_p)
+        names, percents = shown()
+        assert names == [name(i) for i in p.indices[:10]]
+        assert percents == pytest.approx((100 * kept[:10] / kept.sum()).tolist(), abs=0.51)
+        others = page.locator("#writing-rest").inner_text()
+        assert others.startswith(f"{int((kept[10:] > 0).sum())} others: ")
+    # At temperature 0, it writes what v4 writes, beyond its context, until it is stopped.
+    area.fill("the dog")
+    page.locator("#writing-temperature").fill("0")
+    expected = list(
+        v4.generate(run.model, [end, *run.tokenizer.encode("the dog")], run.config, end)
+    )
+    for token in expected[:3]:
+        assert shown()[0][0] == name(token)
+        page.click("#writing-step")
+    written = "the dog" + run.tokenizer.decode(expected)
+    page.click("#writing-run")
+    page.wait_for_function(
+        "n => document.getElementById('writing-text').value.length >= n", arg=len(written)
+    )
+    if page.locator("#writing-run").inner_text() == "Stop":
+        page.click("#writing-run")
+    stopped = area.input_value()
+    assert stopped.startswith(written) and len(expected) > 16
+    page.wait_for_timeout(100)
+    assert area.input_value() == stopped
+    # A click takes another token.
+    other = shown()[0][4]
+    rows.nth(4).locator("button").click()
+    assert report.visible(area.input_value()) == report.visible(stopped) + other
+    page.close()
+
+
 @pytest.mark.parametrize("name", [VERSIONS[0], VERSIONS[4]])
 def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     out = tmp_path / "page.html"
@@ -292,10 +397,42 @@ def test_the_page_of_ones_own_run(browser, finished_runs, tmp_path, name):
     headings = page.locator("h1, h2").all_inner_texts()
     assert headings[0].startswith(name) and "What changes from one to the next" not in headings
     assert page.locator(".coloured").count() == 1 == page.locator("#learning-text").count()
-    assert page.locator("#merging").count() == (name == VERSIONS[4])
+    parts = page.locator("#merging, #attention-tokens, #writing-text")
+    assert parts.count() == (3 if name == VERSIONS[4] else 0)
     targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
     assert all(page.locator(f"h2#{target}").count() == 1 for target in targets)
     page.close()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everyone_can_use_the_page(browser, address, width, colours):
+    """By axe-core's rules, all of the page unfolded."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=colours)
+    page.goto(address)
+    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    found = axe.Axe().run(page).response
+    assert len(found["passes"]) > 20  # it did look
+    told = [
+        (each["id"], each["help"], each["nodes"][0]["html"][:200], len(each["nodes"]))
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert told == []
+    page.close()
+
+
+@pytest.mark.parametrize("package", ["jinja2", "pygments"])
+def test_a_package_that_is_missing_is_named_in_a_line(package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(report.__file__, run_name="__main__")
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "\n" not in said
+    assert said == f"error: the page needs a package that is not installed: pip install {package}"
 
 
 def test_a_run_that_cannot_be_shown_is_refused_in_a_line(finished_runs, tmp_path, capsys):

@@ -22,7 +22,7 @@ def test_the_paragraph_is_coloured_by_what_each_token_costs(runs):
     text = report_data.paragraph(runs)
     _, corpus, *_ = load_version("v0_bigram").load_data(runs["v0_bigram"].config)
     assert len(text) > 200 and any(text in document for document in read_documents(corpus.val))
-    for name, coloured in report_data.coloured(runs).items():
+    for name, coloured in report_data.coloured(runs, text).items():
         run = runs[name]
         ids = [run.tokenizer.special_tokens["<|endoftext|>"], *run.tokenizer.encode(text)]
         n_bytes = total = 0
@@ -58,5 +58,6 @@ def test_runs_of_another_text_or_damaged_ones_are_left_out(finished_runs, tmp_pa
     _, run = open_run(VERSIONS[2], tmp_path / VERSIONS[2], data="other")
     run.config.data = str(tmp_path / VERSIONS[2] / "samples.txt")
     run.summary = summary
-    assert report_data.coloured({VERSIONS[2]: run}) == {}
+    assert report_data.paragraph({VERSIONS[2]: run}) == "" == report_data.paragraph({})
+    assert report_data.coloured({VERSIONS[2]: run}, "") == {}
     assert report_data.open_runs({name: [] for name in VERSIONS}) == {}

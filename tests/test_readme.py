@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, VERSIONS, load_version, small_arguments, small_text
@@ -20,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.common import RESULTS, mean
+from benchmarks.records import read_results
 from shared.command_line import parse_options
-from shared.files import read_json
 
 PLACES = "benchmarks/README.md", "shared/README.md", "README.md", "v4_modern/README.md"
 TEXTS = {place: (ROOT / place).read_text(encoding="utf-8") for place in PLACES}
@@ -53,50 +52,21 @@ def copy(tmp_path_factory):
     return copy
 
 
-def as_python_runs(folder: Path, arguments: list[str]) -> None:
-    """Run a file of `folder`, or -m and a module, and what is imported from there, in this process.
-
-    What tests import counts as from there, too.
-    """
-    ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"shared", "benchmarks", "train"}
-    ours |= set(VERSIONS)
-    for name in list(sys.modules):
-        if name.split(".")[0] in ours:
-            del sys.modules[name]
-    os.chdir(folder)
-    sys.stdin = open(os.devnull, encoding="utf-8")
-    if arguments[0] == "-m":
-        sys.argv, sys.path[0] = arguments[1:], str(folder)
-        runpy.run_module(arguments[1], run_name="__main__")
-    else:
-        sys.argv, sys.path[0] = arguments, str((folder / arguments[0]).parent)
-        runpy.run_path(arguments[0], run_name="__main__")
-
-
-def run_command(folder: Path, command: str, capfd) -> str:
-    """What a command of the READMEs prints in `folder`.
-
-    Python runs in a process forked from this one, which has imported torch already.
-    """
+def run_command(folder: Path, command: str) -> str:
+    """What a command of the READMEs prints in `folder`."""
     program, *arguments = shlex.split(command, comments=True)
-    if program != "python":
+    if program == "python":
+        ended = forked.run([sys.executable, *arguments], cwd=folder)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
+    else:
         ended = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
         assert ended.stdout and not ended.stderr, f"{command}\n{ended.stderr}"
-        return ended.stdout
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=as_python_runs, args=(folder, arguments))
-    process.start()
-    process.join(300)  # on a busy machine
-    ended, said = not process.is_alive(), capfd.readouterr()
-    process.kill()
-    assert ended, f"say in a comment how long this takes: {command}"
-    assert process.exitcode == 0, f"{command}\n{said.out}{said.err}"
-    return said.out
+    return ended.stdout
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_a_quick_command_runs_as_printed(command, copy, capfd):
-    run_command(copy, command, capfd)
+def test_a_quick_command_runs_as_printed(command, copy):
+    run_command(copy, command)
     assert "export.py" not in command or (copy / "my_model" / "model.safetensors").exists()
 
 
@@ -121,11 +91,10 @@ def test_sizes_are_as_the_table_says():
 
 
 @pytest.fixture(scope="module")
-def notebook(copy):
+def notebook(copy, pydocs):
     """The names that the Python blocks leave, run one after the other."""
     if not (copy / "my_model").exists():  # the command that makes it stands before the blocks
-        command = [sys.executable, "v4_modern/export.py", "runs/v4_modern", "my_model"]
-        subprocess.run(command, cwd=copy, check=True)
+        run_command(copy, "python v4_modern/export.py runs/v4_modern my_model")
     names, before = {"printed": io.StringIO()}, os.getcwd()
     os.chdir(copy)
     try:
@@ -169,7 +138,7 @@ def test_tiktoken_gives_our_ids(notebook):
 
 
 def test_the_ladder_and_the_samples_are_those_of_the_results():
-    results = read_json(RESULTS / "seconds-120" / "results.json")
+    results = read_results(RESULTS / "seconds-120" / "results.json")
     ladder = re.findall(r"(?m)^\| \[(\w+)\]\(\1/train\.py\) \|.*\| (\S+) \|$", README)
     bits = {
         name: [r["bits_per_byte"] for r in results["runs"] if r["version"] == name]
@@ -194,6 +163,16 @@ def test_what_was_found_stands_in_the_table_that_it_points_to():
             forms = {number, share, share.removesuffix("0")}
             cells = set(re.findall(r"[\d.,]*\d%?", (ROOT / place).read_text(encoding="utf-8")))
             assert forms & cells, (number, place)
+
+
+def test_every_benchmark_stands_in_the_index_with_its_command_and_time():
+    index = TEXTS["benchmarks/README.md"].partition("<!-- results")[0]
+    rows = re.findall(r"(?m)^\| .* \| `(.*)` \| (.*) \|$", index)
+    listed = [f"python benchmarks/{command}  # {time}" for command, time in rows]
+    measured = re.findall(r"(?m)^    (python benchmarks/.*)$", TEXTS["benchmarks/README.md"])
+    assert sorted(listed) == sorted(measured)
+    programs = {p.name for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()}
+    assert programs == set(re.findall(r"\w+\.py", index))
 
 
 def slug(title: str) -> str:
@@ -236,17 +215,17 @@ def with_v5(copy):
     return copy
 
 
-def test_the_harness_finds_a_new_version(with_v5, capfd):
+def test_the_harness_finds_a_new_version(with_v5):
     some = "sections or headers or imports or round_trip or batches_are"
     files = "-p no:cacheprovider tests/test_contract.py tests/test_sections.py"
     command = f"python -m pytest -q {files} -k 'v5_yours and ({some})'"
-    assert re.search(r"(?m)^5 passed", run_command(with_v5, command, capfd))
+    assert re.search(r"(?m)^5 passed", run_command(with_v5, command))
 
 
-def test_comparison_and_page_find_a_new_version(with_v5, capfd):
+def test_comparison_and_page_find_a_new_version(with_v5):
     asked = "--bytes 3000 --seeds 1 --name mine --data my_text.txt --versions v5 --prompts A"
-    said = run_command(with_v5, f"python benchmarks/compare.py {asked}", capfd)
+    said = run_command(with_v5, f"python benchmarks/compare.py {asked}")
     assert "| v5_yours | **" in said
-    run_command(with_v5, "python benchmarks/report.py --results mine", capfd)
+    run_command(with_v5, "python benchmarks/report.py --results mine")
     page = (with_v5 / "runs" / "report.html").read_text(encoding="utf-8")
     assert "v5_yours" in page and "your idea in a line" in page

@@ -8,25 +8,19 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from conftest import load_version, small_text
+from conftest import load_version
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_fast_bpe import ANY, GPT2, PROSE, TEXTS
 
-from shared import corpora, fast_bpe
-from shared.corpora import END_OF_TEXT
+from shared import fast_bpe
+from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
 from shared.text import whole_words
 from shared.tokens import encode_file, open_token_file
 
 v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
 KINDS = [v4.Tokenizer, fast_bpe.fast(v4.Tokenizer, workers=1)]  # plain, and for long texts
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Few letters, so that pairs come again; and what splits words in odd places.
-TEXTS = st.lists(
-    st.text(st.sampled_from("aab b'st\n\r 1é漢🙂\u0301\u00a0\x1c\x85\u3000")) | st.text(),
-    max_size=4,
-)
-PROSE = small_text()
 
 
 # ---- training ----
@@ -68,9 +62,9 @@ def test_tokens_of_the_same_bytes():
         assert kind.train(texts, 300).merges == v2s.merges
 
 
-def test_all_of_pydocs():
+def test_all_of_pydocs(pydocs):
     """Merges as v2's, as far as that gets in some seconds, and all ids of all four."""
-    documents = list(corpora._pydocs_documents())
+    documents = [text for part in (pydocs.train, pydocs.val) for text in read_documents(part)]
     text = END_OF_TEXT.join(documents)
     plain, fast = (kind.train(documents, 4096) for kind in KINDS)
     assert plain.merges == fast.merges and plain.vocab_size == 4096
@@ -167,9 +161,6 @@ def as_hugging_face(tokenizer):
 TOKENIZER = v4.Tokenizer.train([PROSE, "naïve café 漢字漢字 🙂🙂 aaaa aaaaaaaa   \n\n\n1234"], 500)
 FAST = KINDS[1](TOKENIZER.merges)
 TIKTOKEN, HUGGING_FACE = as_tiktoken(TOKENIZER), as_hugging_face(TOKENIZER)
-ANY = st.text() | st.text(
-    st.sampled_from("the cat's réd 42 aa\n\t \u00a0\x1c\x85\u3000🙂漢"), max_size=60
-)
 
 
 @given(ANY)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_version, small_config
 
-from benchmarks import race, trainers, training
+from benchmarks import common, race, records, trainers, training
 from benchmarks.trainers import NanoGPTTrainer, V4Trainer, complete_run, load_nanogpt
 from shared.files import UserError, read_json
 
@@ -134,20 +134,6 @@ def test_a_race_goes_on_with_its_own_text_alone(corpus_file):
         race.Race(None, str(corpus_file), 10, 1, {"text": RACE["text"]}, None)
 
 
-def test_a_race_that_was_stopped_can_be_told():
-    for known in ("machine", "step_seconds"):
-        part = {name: RACE[name] for name in list(RACE)[: list(RACE).index(known) + 1]}
-        assert training.report(RESULTS | {"nanogpt": part})
-
-
-def test_the_picture_has_the_parts_and_the_runs():
-    bars, lines = training.draw(RESULTS).axes
-    assert [bar.get_width() for bar in bars.patches] == [1000 * s for s in SECONDS.values()][:-1]
-    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines.lines]
-    assert len(ends) == len(RACE["runs"]) - 1 and (pytest.approx(5.0), 2.0) in ends
-    assert (pytest.approx(3.0), 2.4) in ends  # 20 steps of v4 and its tokenizer
-
-
 # ---- what is measured ----
 
 
@@ -252,7 +238,7 @@ def test_wider_means_more_heads_feed_forward_and_windows_too(small_v4, monkeypat
     monkeypatch.setattr(
         training, "make_v4", lambda data, **options: asked.update(options) or (small_v4, 2.5)
     )
-    monkeypatch.setattr(training, "measure_memory", lambda data, options: {})
+    monkeypatch.setattr(training, "in_new_process", lambda *_: {})
     row, shipped = training.measure_wider(training.Options(), 3), load_version("v4_modern").Config()
     assert asked.pop("feed_forward_size") == 3 * shipped.feed_forward_size
     assert {name: value / getattr(shipped, name) for name, value in asked.items()} == dict.fromkeys(
@@ -383,8 +369,9 @@ def quick(monkeypatch, tmp_path, corpus_file):
         monkeypatch.setattr(race, name, value)
     # To compile takes half a minute.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, dynamic: None)
+    monkeypatch.setattr(records, "code", lambda: MACHINE["commit"])
     monkeypatch.setattr(training, "ROOT", tmp_path)
-    monkeypatch.setattr(training, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(training, "measure_alone", lambda options: ALONE)
     monkeypatch.setattr(training, "measure_wider", lambda options, times: WIDE)
     monkeypatch.setattr(
@@ -424,7 +411,6 @@ def test_the_command_trains_goes_on_and_is_not_run_twice(
         ("--nanogpt nowhere", "git clone https://github.com/karpathy/nanoGPT"),
         ("--seeds 0", "--seeds"),
         ("--processes 0 2", "--processes"),
-        ("--name nowhere --readme", "results.json"),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(arguments, said, capsys):

@@ -10,12 +10,10 @@ def run(version: str, seed: int, bits: float, **values) -> dict:
         "corpus": {"name": "toy", "sha256": "ab" * 32, "train_bytes": 9000, "val_bytes": 1000},
         "parameters": 1234,
         "vocab_size": 300,
-        "context_length": length,
         "steps": 40,
         "seconds": 2.0 + seed,
         "train_bytes": 6000,
         "val_loss": bits * 2 * 0.6931471805599453,  # two bytes a token
-        "perplexity": 4.0**bits,
         "bits_per_byte": bits,
         "scored_bytes": 1000,
         "torch": "2.13.0",
@@ -24,16 +22,11 @@ def run(version: str, seed: int, bits: float, **values) -> dict:
         "dtype": "float32",
         "commit": "0123456789abcdef",
         "last_loss": bits,
-        "curve": [
-            {"seconds": s, "bytes": 3000 * s, "bits_per_byte": bits + 2 - s} for s in (0.0, 1.0)
-        ],
-        "rates": [{"step": step, "learning_rate": 0.1 / step} for step in (10, 20, 40)],
+        "curve": [[20 * s, float(s), bits + 2 - s] for s in (0, 1)],
+        "rates": [[step, 0.1 / step] for step in (10, 20, 40)],
         "beyond": {
             "reads": length,
-            "lengths": [
-                {"times": t, "length": t * length, "bits_per_byte": bits * t, "bytes": 1000}
-                for t in (1, 2, 4, 8)
-            ],
+            "lengths": [[t, bits * t, 1000] for t in (1, 2, 4, 8)],
             "why": "",
         },
     } | values
@@ -56,7 +49,7 @@ def results() -> dict:
                 "samples": {"A <b>": "A <b> dog & $1"},
                 "tokens": ["A", " cat", "\n"],
                 "map": [
-                    {"token": token, "x": float(i % 3), "y": float(i * i)}
+                    [token, float(i % 3), float(i * i)]
                     for i, token in enumerate([" the", "ing", "(", "$", "$$", "\n", "<", "é"])
                 ],
             },
