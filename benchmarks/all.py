@@ -41,6 +41,7 @@ PARTS = {  # folder of results -> command, and minutes where it was not timed ye
     "scale": ("scale.py", 5),
     "faults": ("faults.py", 15),
     "soak": ("soak.py", 15),
+    "engines": ("engines.py", 5),
 }
 WRITTEN = ("benchmarks/results", "benchmarks/README.md", "v4_modern/README.md")
 
@@ -73,8 +74,7 @@ def is_done(name: str, commit: str) -> bool:
 
 def minutes(name: str) -> float:
     """How long the part took when it was last measured, else a guess."""
-    of = known().get(name, {})
-    return of["minutes"] if of.get("done") else PARTS[name][1]
+    return of["minutes"] if (of := known().get(name, {})).get("done") else PARTS[name][1]
 
 
 def tell(names: Sequence[str], commit: str) -> None:

@@ -474,9 +474,9 @@ def worth_in_v4(results: dict, ablation: ablations.Ablation) -> str:
 
 
 def tour(text: str) -> str:
-    """The tour with all its blocks written anew: of each name after `results`, what it is worth."""
+    """The tour with its blocks written anew: what each step or part named there is worth."""
     return re.sub(
-        r"(?s)(<!-- results ([^>]+) -->\n).*?(<!-- /results -->)",
+        r"(?s)(<!-- results ((?:climb|ablate)[^>]*) -->\n).*?(<!-- /results -->)",
         lambda block: block[1] + "".join(worth(n) + "\n" for n in block[2].split()) + block[3],
         text,
     )

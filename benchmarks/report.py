@@ -45,6 +45,7 @@ from shared.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SCRIPTS = [TEMPLATE.with_name(f"report{part}.js") for part in ("_bpe", "_model", "")]
+STYLES = {"light": "xcode", "dark": "github-dark"}  # of code; their colours stand out enough
 INK = "#010203"  # placeholder for the colour of the page's text
 
 
@@ -231,8 +232,8 @@ def page(
         scripts=[markupsafe.Markup(script) for script in scripts],
         model_code=highlighted(scripts[1]),
         **data,
-        light=HtmlFormatter(style="default").get_style_defs(".code"),
-        dark=HtmlFormatter(style="github-dark").get_style_defs(".code"),
+        light=HtmlFormatter(style=STYLES["light"]).get_style_defs(".code"),
+        dark=HtmlFormatter(style=STYLES["dark"]).get_style_defs(".code"),
     )
 
 

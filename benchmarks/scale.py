@@ -37,7 +37,8 @@ from shared.files import UserError, json_sha256
 from shared.reading import SEPARATOR, read_pieces
 from shared.terminal import print_text, progress
 from shared.text import whole_words
-from shared.tokens import encode_file, open_token_file
+from shared.token_files import open_token_file
+from shared.tokens import encode_file
 
 TASKS = ("train", "encode", "batches")
 NEW_WORDS = 500  # one word in this many is new
@@ -80,7 +81,7 @@ def measure(task: str, text: Path, vocab_size: int) -> dict:
     """Run one task in this process: its seconds, its peak memory, and the growth to that peak."""
     module = load_version("v4_modern")
     Tokenizer = fast_bpe.fast(module.Tokenizer, workers=1)
-    tokenizer_file, token_file = text.with_name("tokenizer.json"), Path(f"{text}.bin")
+    tokenizer_file, token_file = text.with_name("tokenizer.json"), Path(f"{text}.npy")
     before, started = peak_memory(), time.perf_counter()
     if task == "train":
         texts = whole_words(read_pieces(text))

@@ -91,9 +91,7 @@ def parse(
     uses = config.sample or config.score  # a trained model
     trains = not (uses or config.print_model)
     if config.resume or uses:
-        kept = load_config(config_class, out)  # tyro could not set a flag that is on already
-        config = parse_options(config_class, arguments, replace(kept, tensorboard=False))
-        config = replace(config, tensorboard=config.tensorboard or kept.tensorboard)
+        config = parse_options(config_class, arguments, load_config(config_class, out))
     if is_path := config.data not in ("pydocs", *DOWNLOADS):
         # A link's own name, not its file's, says of which format that is.
         config = replace(config, data=str(Path(os.path.expanduser(config.data)).absolute()))
@@ -151,14 +149,18 @@ def parse_options(
     arguments: Sequence[str] | None = None,
     default: ConfigType | None = None,
 ) -> ConfigType:
-    """Parse `arguments` with tyro, turning its boxed error messages into one line."""
-    complaint = io.StringIO()
-    settings = {} if default is None else {"default": default}
+    """Parse `arguments` with tyro, turning its boxed error messages into one line. Flags that are
+    on in `default` stay on; they may be given, too, which tyro would refuse."""
+    complaint, settings, on = io.StringIO(), {}, {}
+    if default is not None:
+        on = {name: True for name, value in vars(default).items() if value is True}
+        settings["default"] = replace(default, **dict.fromkeys(on, False))
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            parsed = tyro.cli(
                 config_class, args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **settings
             )
+        return replace(parsed, **on)
     except SystemExit as stop:
         if not stop.code:
             raise

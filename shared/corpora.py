@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from shared.downloads import DOWNLOADS, download, one_at_a_time
 from shared.files import (
@@ -42,8 +42,8 @@ from shared.reading import (
 )
 from shared.terminal import progress
 from shared.text import END_OF_TEXT, well_formed  # noqa: F401 - for the versions
+from shared.token_files import VALIDATION_EVERY, is_token_data, token_splits
 
-VALIDATION_EVERY = 10  # every such document is for validation
 MOST_BLANK = 64  # pieces of a document that are only whitespace, which are held in memory
 CHECKED_BYTES = 1 << 26  # a prepared corpus up to this size is verified by its hash when opened
 SURELY = 10**10  # nanoseconds: a file that has been as it is for longer would show any change since
@@ -66,9 +66,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LADDER_CACHE") or ROOT / "runs" / "cache")
 
 
-def load_corpus(data: str, field: str = "text") -> Corpus:
+def load_corpus(data: str, field: str = "text", tokenizer: Any = None) -> Corpus:  # noqa: ANN401
     """The corpus called `data`: `pydocs`, a name in DOWNLOADS, a file of documents, a folder or a
     pattern of such files; in those of JSON lines or in tables, the documents are in that `field`.
+    Given the `tokenizer` that made them, token files, too.
 
     It is prepared once and kept in the cache. UserError if there is no such corpus, if it cannot be
     downloaded or read as text, or is too short to be split.
@@ -88,6 +89,11 @@ def load_corpus(data: str, field: str = "text") -> Corpus:
                 else:
                     _keep_splits(data, *files, folder)
         return _open_corpus(folder, data)
+    if tokenizer and is_token_data(data):
+        splits = token_splits(data, tokenizer, cache_folder() / "tokens")
+        (train, train_bytes, one), (val, val_bytes, other) = splits
+        sha256, name = json_sha256([one, other]), Path(data).expanduser().resolve().name
+        return _long_enough(Corpus(name, sha256, train, val, train_bytes, val_bytes))
     paths = named(data)
     if not paths:
         names = ", ".join(["pydocs", *DOWNLOADS])
@@ -305,6 +311,10 @@ def _open_corpus(folder: Path, name: str) -> Corpus:
         whole = False
     if not whole:
         raise UserError(f"{folder} is damaged: delete it and run again")
+    return _long_enough(corpus)
+
+
+def _long_enough(corpus: Corpus) -> Corpus:
     if not (corpus.train_bytes and corpus.val_bytes):
         raise UserError(f"{corpus.name} is too short to set a tenth of it aside for validation")
     return corpus

@@ -61,7 +61,8 @@ def measure(config: Any, model_class: Callable, make_optimizers: Callable) -> Mo
             optimizer.step()
     with FakeTensorMode():  # on meta, attention takes another path than on a device
         activations = kept_for_backward(model_class(config).train(), ids.shape)
-    parameters, flops = Counter(), Counter()
+    every, flops = model.named_parameters(remove_duplicate=False), Counter()
+    parameters = Counter({part(name): 0 for name, _ in every})  # a part may have another's weights
     for name, parameter in model.named_parameters():
         parameters[part(name)] += parameter.numel()
     for name, counts in forward.get_flop_counts().items():
@@ -158,7 +159,7 @@ class WithoutWeights(TorchFunctionMode):
         self, function: Callable, types: Sequence, args: Sequence = (), kwargs: dict | None = None
     ) -> Any:  # noqa: ANN401
         if getattr(function, "__module__", "") == "torch.nn.init":
-            return None
+            return (kwargs or {}).get("tensor")
         on_meta = {"device": "meta"} if function in (torch.empty, torch.ones) else {}
         return function(*args, **(kwargs or {}) | on_meta)
 

@@ -47,6 +47,7 @@ KINDS = {
     "an SQLite database": rb"SQLite format 3\0",
     "a Parquet file, but not named so": rb"PAR1\x15",
     "a program": rb"\x7fELF",
+    "a file of token ids, which only --data of v4 takes": rb"\x93NUMPY",
     "packed twice": rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd",
     "a pointer to a file that git lfs has not fetched": rb"version https://git-lfs\.",
 }

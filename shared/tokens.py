@@ -1,27 +1,9 @@
-"""Token ids: encoding a corpus, cutting ids into windows, and storing them in files.
-
-A token file is a 64-byte header followed by the ids, little-endian, with nothing between them:
-
-    bytes  0-7   the magic b"LMTOKENS"
-    bytes  8-11  version of the format, 2
-    bytes 12-15  bytes per id: 2 (uint16) or 4 (uint32)
-    bytes 16-23  number of ids
-    bytes 24-55  SHA-256 of the tokenizer that made them
-    bytes 56-59  CRC-32 of the ids
-    bytes 60-63  zero
-
-The hash is there because ids mean nothing with another tokenizer, and nothing else would reveal it.
-Nor would anything reveal a damaged id, so all ids are read once when a file is opened: this takes
-about a second per gigabyte.
-"""
+"""Token ids: encoding a corpus, and cutting ids into windows. Files of them: token_files.py."""
 
 import codecs
 import inspect
-import mmap
-import struct
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from types import CodeType, FunctionType, NoneType
@@ -33,9 +15,18 @@ import torch
 from torch import Tensor
 
 from shared.corpora import END_OF_TEXT, Corpus, cache_folder, read_documents
-from shared.files import PIECE_BYTES, ROOT, UserError, atomic_write, json_sha256, write_text
+from shared.files import ROOT, UserError, json_sha256, write_text
 from shared.reading import read_pieces
 from shared.terminal import progress
+from shared.token_files import (
+    SUFFIXES,
+    is_written,
+    let_go,
+    map_ids,
+    open_token_file,
+    smallest_dtype,
+    write_token_file,
+)
 
 T = TypeVar("T")
 CONSTANTS = NoneType, bool, int, float, str, bytes, regex.Pattern  # whose repr says all
@@ -113,13 +104,6 @@ def random_windows(
     return windows
 
 
-def let_go(tokens: np.ndarray) -> None:
-    """Release the memory of a file's pages: the system maps 64 KB around each byte that is read, so
-    a few thousand windows could take as much memory as the whole file."""
-    if isinstance(tokens, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        tokens._mmap.madvise(mmap.MADV_DONTNEED)
-
-
 def count_pairs(
     tokens: np.ndarray, vocab_size: int, chunk: int = 1 << 20
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,70 +139,6 @@ def windows_in_order(
             yield inputs[whole:].view(1, -1), targets[whole:]
 
 
-MAGIC = b"LMTOKENS"
-VERSION = 2
-HEADER = struct.Struct("<8sIIQ32sI4x")
-DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
-
-
-def smallest_dtype(vocab_size: int) -> np.dtype:
-    """uint16 if every id fits into it, else uint32."""
-    return DTYPES[2] if vocab_size <= 2**16 else DTYPES[4]
-
-
-def write_token_file(
-    path: str | Path,
-    pieces: Iterable[Sequence[int]],
-    vocab_size: int,
-    tokenizer_sha256: str,
-) -> int:
-    """Write the ids of all `pieces` in order, holding one piece at a time; return how many."""
-    dtype = smallest_dtype(vocab_size)
-    count = crc = 0
-    with atomic_write(path) as file:
-        file.write(bytes(HEADER.size))  # filled in at the end, when the count is known
-        for ids in pieces:
-            data = np.asarray(ids, dtype=dtype).tobytes()
-            file.write(data)
-            count += len(ids)
-            crc = zlib.crc32(data, crc)
-        file.seek(0)
-        sha256 = bytes.fromhex(tokenizer_sha256)
-        file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, count, sha256, crc))
-    return count
-
-
-def open_token_file(path: str | Path, tokenizer_sha256: str) -> np.ndarray:
-    """The ids in `path`, (count,) uint16 or uint32, memory-mapped: only what is used takes memory.
-
-    UserError if the file is not a token file, is damaged, or was made with another tokenizer.
-    """
-    path = Path(path)
-    again = f"delete {path} and run again: it will be rebuilt"
-    try:
-        with open(path, "rb") as file:
-            header = file.read(HEADER.size)
-            size, crc = len(header), 0
-            while piece := file.read(PIECE_BYTES):
-                size, crc = size + len(piece), zlib.crc32(piece, crc)
-    except OSError as error:
-        raise UserError(f"the token file {path} cannot be read ({error.strerror})") from None
-    if len(header) < HEADER.size or not header.startswith(MAGIC):
-        raise UserError(f"{path} is not a token file; {again}")
-    _, version, itemsize, count, sha256, expected_crc = HEADER.unpack(header)
-    if version != VERSION or itemsize not in DTYPES:
-        raise UserError(f"{path} is a token file of an unknown kind (version {version}); {again}")
-    if size != HEADER.size + count * itemsize:
-        raise UserError(f"{path} should hold {count:,} tokens but is truncated or damaged; {again}")
-    if crc != expected_crc:
-        raise UserError(f"{path} is damaged; {again}")
-    if sha256.hex() != tokenizer_sha256:
-        raise UserError(f"{path} was made by another tokenizer; {again}")
-    if count == 0:  # an empty range cannot be mapped
-        return np.zeros(0, dtype=DTYPES[itemsize])
-    return np.memmap(path, dtype=DTYPES[itemsize], mode="r", offset=HEADER.size, shape=(count,))
-
-
 def encode_file(tokenizer: Tokenizer, source: str | Path, destination: str | Path) -> int:
     """Write a text file's ids, after an `<|endoftext|>`, to a token file; return their number."""
     return encode_texts(tokenizer, read_pieces(source), destination)
@@ -235,14 +155,17 @@ def encode_texts(tokenizer: Tokenizer, texts: Iterable[bytes], destination: str 
 
 def mapped_splits(corpus: Corpus, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the training and the validation text, as `encode_splits` has them, but in files
-    of the cache, memory-mapped. An edit of the code that encodes gets new ones."""
+    of the cache, memory-mapped. An edit of the code that encodes gets new ones. Of a corpus of
+    token files, it is those."""
+    if corpus.train.suffix in SUFFIXES:
+        return map_ids(corpus.train), map_ids(corpus.val)
     sha256 = json_sha256(tokenizer.to_json())
     encoder = json_sha256([sha256, *code_of(type(tokenizer))])
     splits = []
     for text in (corpus.train, corpus.val):
-        name = f"{text.stem}-{corpus.sha256[:16]}-{encoder[:16]}-v{VERSION}.bin"
+        name = f"{text.stem}-{corpus.sha256[:16]}-{encoder[:16]}.npy"
         path = cache_folder() / "tokens" / name
-        if not path.exists():
+        if not is_written(path):
             encode_file(tokenizer, text, path)
         splits.append(open_token_file(path, sha256))
     return splits[0], splits[1]

@@ -23,19 +23,19 @@ from hypothesis import strategies as st
 
 import shared.text
 from benchmarks.common import RESULTS
+from benchmarks.records import read_results
 from shared import corpora, fast_bpe, reading
 from shared.corpora import END_OF_TEXT, load_corpus, read_documents, sample_documents
 from shared.files import UserError, atomic_write, file_sha256, read_json, write_json
 from shared.reading import read_pieces
+from shared.token_files import open_token_file, slices, write_token_file
 from shared.tokens import (
     SOURCES,
     cached_tokenizer,
     code_of,
     count_pairs,
-    open_token_file,
     random_windows,
     windows_in_order,
-    write_token_file,
 )
 from v4_modern import encode
 
@@ -296,7 +296,7 @@ def test_pydocs_is_prose_and_the_same_each_time(pydocs, monkeypatch):
     documents = list(read_documents(pydocs.train))
     assert len(documents) > 2000 and len(set(documents)) == len(documents)
     assert any("Return" in document for document in documents)
-    (published, *_) = read_json(RESULTS / "seconds-120" / "results.json")["runs"]
+    (published, *_) = read_results(RESULTS / "seconds-120" / "results.json")["runs"]
     if published["python"] == platform.python_version():
         assert published["corpus"]["sha256"] == pydocs.sha256
     part = {"stdlib": str(Path(json.__file__).parent)}  # the whole takes seconds
@@ -310,6 +310,15 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         file.write(b"half of the ne")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("named") or replace(*names))
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write(b"12345")
+    assert calls[:2] == [5, "named"]
 
 
 def test_two_processes_may_write_one_file(tmp_path):
@@ -356,7 +365,7 @@ SHA = "ab" * 32
 @given(st.lists(st.lists(st.integers(0, 70_000))), st.booleans())
 def test_token_files_give_back_what_was_written(pieces, small):
     pieces = [[i % 60_000 for i in ids] if small else ids for ids in pieces]
-    path = corpora.cache_folder() / "tokens.bin"
+    path = corpora.cache_folder() / "tokens.npy"
     count = write_token_file(path, pieces, 60_000 if small else 70_001, SHA)
     tokens = open_token_file(path, SHA)
     assert tokens.tolist() == [i for ids in pieces for i in ids] and len(tokens) == count
@@ -365,25 +374,30 @@ def test_token_files_give_back_what_was_written(pieces, small):
 
 
 def test_bad_token_files_are_named_and_refused(tmp_path):
-    path = tmp_path / "tokens.bin"
+    path = tmp_path / "tokens.npy"
     write_token_file(path, [range(1000)], 1000, SHA)
     whole = path.read_bytes()
     with pytest.raises(UserError, match="another tokenizer"):
         open_token_file(path, "cd" * 32)
-    for size in (0, 10, 63, 64, 1000, len(whole) - 1):
+    for size in (0, 5, 10, 127, 128, 1000, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="tokens.bin"):
+        with pytest.raises(UserError, match="tokens.npy.*; delete it"):
             open_token_file(path, SHA)
     path.write_bytes(whole + b"x")
     with pytest.raises(UserError, match="damaged"):
         open_token_file(path, SHA)
-    for position in (12, 16, 24, 56, 64, 1000, len(whole) - 1):
+    for position in (*range(128), 1000, len(whole) - 1):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(UserError, match="tokens.bin"):
+        with pytest.raises(UserError, match="tokens.npy"):
             open_token_file(path, SHA)
     path.write_bytes(b"GIF89a" + bytes(2000))
     with pytest.raises(UserError, match="not a token file"):
         open_token_file(path, SHA)
+    path.write_bytes(whole)
+    for other in (b"", b"[]", b"{}", b'{"crc32": 1}'):
+        (tmp_path / "tokens.npy.check").write_bytes(other)
+        with pytest.raises(UserError, match="tokens.npy"):
+            open_token_file(path, SHA)
 
 
 @given(
@@ -438,19 +452,21 @@ def test_too_short_a_text_for_a_window_is_refused():
 @pytest.mark.parametrize("vocab_size", [2**16 - 1, 2**16, 2**16 + 1])
 def test_the_highest_id_fits(vocab_size, tmp_path):
     ids = np.array([0, vocab_size - 1], np.uint32)
-    write_token_file(tmp_path / "t.bin", [ids], vocab_size, "ab" * 32)
-    assert open_token_file(tmp_path / "t.bin", "ab" * 32).tolist() == ids.tolist()
+    write_token_file(tmp_path / "t.npy", [ids], vocab_size, "ab" * 32)
+    assert open_token_file(tmp_path / "t.npy", "ab" * 32).tolist() == ids.tolist()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="only Linux tells")
 def test_what_was_read_of_a_token_file_is_not_kept(tmp_path):
-    path = tmp_path / "t.bin"
+    path = tmp_path / "t.npy"
     write_token_file(path, [np.zeros(1 << 20, np.uint16)] * 16, 1000, "ab" * 32)
     tokens = open_token_file(path, "ab" * 32)
     for step in range(50):
         random_windows(tokens, 64, 17, np.random.default_rng(step))
     for _ in islice(windows_in_order(tokens, 16, 1 << 14), 10):
         pass
+    for piece in slices(tokens):
+        piece.sum()
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
     assert any(line.endswith(str(path)) for line in lines)  # leaves what is told of it
     held = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_errors import complaint
 
+from shared import token_files
 from shared.files import json_sha256
-from shared.tokens import open_token_file
+from shared.token_files import open_token_file
 from v4_modern import encode
 from v4_modern.train import Tokenizer
 
@@ -18,7 +19,8 @@ TEXT = "the cat sat on the mat, and the rat sat on the hat.\n" * 20
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
-    (tmp_path / "text.bin.json").write_text(TEXT)
+    (tmp_path / "text.npy.json").write_text(TEXT)
+    (tmp_path / "text.npy.check").write_text(TEXT)
     (tmp_path / "nothing.txt").touch()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -39,18 +41,19 @@ def large(tmp_path_factory):
     "arguments, said",
     [
         ("text.txt text.txt", "overwritten"),
-        ("text.bin.json text.bin", "overwritten"),  # by the tokenizer
+        ("text.npy.json text.npy", "overwritten"),  # by the tokenizer
+        ("text.npy.check text.npy", "overwritten"),  # by the checksum
         ("text.txt learned.json --tokenizer learned.json", "overwritten"),
         ("text.txt folder/../learned.json --tokenizer learned.json", "overwritten"),
         ("text.txt folder", "folder is not a file"),
         ("text.txt .", ". is not a file"),
         ("text.txt pipe", "pipe is not a file"),
-        ("text.txt nothing.txt/new.bin", "no files can be written to"),
-        ("pipe new.bin", "cannot be a pipe"),
-        ("nowhere.txt new.bin", "nowhere.txt is not there"),
-        ("nothing.txt new.bin", "no text"),
-        ("text.txt new.bin --tokenizer learned.json --vocab-size 300", "--vocab-size"),
-        ("text.txt new.bin --tokenizer other.json", "has no <|endoftext|>"),
+        ("text.txt nothing.txt/new.npy", "no files can be written to"),
+        ("pipe new.npy", "cannot be a pipe"),
+        ("nowhere.txt new.npy", "nowhere.txt is not there"),
+        ("nothing.txt new.npy", "no text"),
+        ("text.txt new.npy --tokenizer learned.json --vocab-size 300", "--vocab-size"),
+        ("text.txt new.npy --tokenizer other.json", "has no <|endoftext|>"),
     ],
 )
 def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, capsys):
@@ -60,8 +63,8 @@ def test_nothing_is_overwritten_and_mistakes_are_told(arguments, said, folder, c
 
 
 def test_tokens_and_their_tokenizer_stay_until_both_can_be_replaced(folder, monkeypatch):
-    encode.main(["text.txt", "new.bin", "--vocab-size", "275"])
-    before = {path: path.read_bytes() for path in folder.glob("new.bin*")}
+    encode.main(["text.txt", "new.npy", "--vocab-size", "275"])
+    before = {path: path.read_bytes() for path in folder.glob("new.npy*")}
     (folder / "text.txt").write_text(TEXT.upper())
 
     def interrupted(*_):
@@ -69,17 +72,17 @@ def test_tokens_and_their_tokenizer_stay_until_both_can_be_replaced(folder, monk
 
     monkeypatch.setattr(encode, "encode_texts", interrupted)
     with pytest.raises(SystemExit):
-        encode.main(["text.txt", "new.bin", "--vocab-size", "280"])
-    assert {path: path.read_bytes() for path in folder.glob("new.bin*")} == before
+        encode.main(["text.txt", "new.npy", "--vocab-size", "280"])
+    assert {path: path.read_bytes() for path in folder.glob("new.npy*")} == before
 
 
 @pytest.mark.parametrize("options", ["--vocab-size 275", "--tokenizer learned.json"])
 def test_the_tokens_are_of_the_text_and_of_the_tokenizer(options, folder):
-    encode.main(["text.txt", "new.bin/", *options.split()])
-    name = "learned.json" if "learned" in options else "new.bin.json"
+    encode.main(["text.txt", "new.npy/", *options.split()])
+    name = "learned.json" if "learned" in options else "new.npy.json"
     tokenizer = Tokenizer.load(folder / name)
     assert tokenizer.vocab_size == (270 if "learned" in options else 275)
-    tokens = open_token_file(folder / "new.bin", json_sha256(tokenizer.to_json()))
+    tokens = open_token_file(folder / "new.npy", json_sha256(tokenizer.to_json()))
     assert tokenizer.decode(tokens) == "<|endoftext|>" + TEXT
 
 
@@ -105,15 +108,15 @@ def test_other_trainers_read_what_is_written_for_them(
 ):
     name = str(large) if is_large else "learned.json"
     if form == "nanogpt" and is_large:
-        command = ["text.txt", "new.bin", "--tokenizer", name, "--format", form]
+        command = ["text.txt", "new.npy", "--tokenizer", name, "--format", form]
         assert "ids below 65,536" in complaint(encode, command, capsys)
-        assert not (folder / "new.bin").exists()
+        assert not (folder / "new.npy").exists()
         return
-    monkeypatch.setattr(encode, "SLICE", 7)
-    command = ["text.txt", "new.bin", "--tokenizer", name]
+    monkeypatch.setattr(token_files, "SLICE", 7)
+    command = ["text.txt", "new.npy", "--tokenizer", name]
     encode.main(command)
     tokenizer = Tokenizer.load(folder / name)
-    ids = open_token_file(folder / "new.bin", json_sha256(tokenizer.to_json()))
+    ids = open_token_file(folder / "new.npy", json_sha256(tokenizer.to_json()))
     encode.main([*command[:1], "new.other", *command[2:], "--format", form])
     tokens = read(folder / "new.other")
     assert tokens.dtype == ids.dtype and np.array_equal(tokens, ids)

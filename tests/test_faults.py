@@ -1,6 +1,7 @@
 """Nothing is lost and every fault is told in a line: the short form of benchmarks/faults.py."""
 
 import errno
+import functools
 import io
 import json
 import os
@@ -34,21 +35,31 @@ from shared.files import UserError, read_json
 from shared.run import Run
 from shared.run_folder import RUN_FILES, give_back, lock_metrics, open_folder
 from shared.terminal import progress
-from shared.tokens import open_token_file
+from shared.token_files import open_token_file, write_token_file
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX has fork")
 NAMES = [name.split("_")[0] for name in VERSIONS]
 
 
-@pytest.fixture(scope="module", params=VERSIONS, ids=NAMES)
-def subject(request, tmp_path_factory, corpus_file):
-    """A version and, in `folder`/untouched, a run of it with a cache of its own."""
-    folder = tmp_path_factory.mktemp(request.param)
-    made = Subject(request.param, corpus_file, folder, faults.SIZES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LADDER_CACHE", str(folder / "untouched" / "cache"))
-        assert call(made, made.arguments(folder / "untouched" / "run"))[0] == 0
-    return made
+@pytest.fixture(scope="module")
+def subject_of(tmp_path_factory, corpus_file):
+    """A version and, in `folder`/untouched, a run of it with a cache of its own; each made once."""
+
+    @functools.cache
+    def make(name: str) -> Subject:
+        folder = tmp_path_factory.mktemp(name)
+        made = Subject(name, corpus_file, folder, faults.SIZES)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LADDER_CACHE", str(folder / "untouched" / "cache"))
+            assert call(made, made.arguments(folder / "untouched" / "run"))[0] == 0
+        return made
+
+    return make
+
+
+@pytest.fixture(params=VERSIONS, ids=NAMES)
+def subject(request, subject_of):
+    return subject_of(request.param)
 
 
 @pytest.fixture
@@ -471,10 +482,14 @@ def test_any_bytes_in_a_file_are_told(subject, content, kept, whole):
                 load_config(module.Config, path.parent)
         except UserError as error:
             assert name in str(error)
-    path = subject.folder / "out" / "tokens.bin"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="tokens.bin"):
-        open_token_file(path, "ab" * 32)
+    path = subject.folder / "out" / "tokens.npy"
+    write_token_file(path, [range(40)], 40, "ab" * 32)
+    true = path.read_bytes()
+    at = len(true) * kept // 100
+    path.write_bytes(true[:at] + content + (true[at + len(content) :] if whole else b""))
+    if path.read_bytes() != true:
+        with pytest.raises(UserError, match="tokens.npy"):
+            open_token_file(path, "ab" * 32)
 
 
 class Bomb:

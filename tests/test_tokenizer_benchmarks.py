@@ -17,7 +17,7 @@ from benchmarks import scale, ties, tokenizers
 from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
 from shared.terminal import progress
-from shared.tokens import open_token_file
+from shared.token_files import open_token_file
 
 Tokenizer = load_version("v4_modern").Tokenizer
 MACHINE = {
@@ -161,7 +161,7 @@ def test_scale_writes_its_text_again_and_measures_it(pydocs, tmp_path):
     for task in scale.TASKS:
         assert scale.measure(task, text, 300)["seconds"] > 0
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
-    ids = open_token_file(tmp_path / "a.txt.bin", json_sha256(tokenizer.to_json()))
+    ids = open_token_file(tmp_path / "a.txt.npy", json_sha256(tokenizer.to_json()))
     assert tokenizer.decode(ids[1:].tolist()) == text.read_text(encoding="utf-8")
 
 

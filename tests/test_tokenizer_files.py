@@ -478,3 +478,24 @@ def test_all_bytes_count_where_special_tokens_occur_as_text(tmp_path):
     v4.main([*arguments, "--tokenizer", str(tmp_path / "ours.json")])
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
     assert summary["scored_bytes"] == summary["corpus"]["val_bytes"]
+
+
+PADDED = {
+    "none": TOKENIZER,
+    "its own": Tokenizer(TOKENIZER.merges, [END_OF_TEXT, files.PAD]),
+    "in a merge": Tokenizer([(97, 98), (255, 97), (255, 255)]),  # of bytes that no text has
+    "as GPT-2": GPT2S,
+}
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_padding_changes_no_id(kind, tmp_path):
+    tokenizer = PADDED[kind]
+    files.save_hugging_face(tokenizer, tmp_path / "tokenizer.json", pad=True)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.token_to_id(files.PAD) == files.padding(tokenizer)
+    assert theirs.get_vocab_size() == tokenizer.vocab_size
+    for text in ("the cat ab \xff\xfe 漢字", PROSE[:300], f"a{END_OF_TEXT}b"):
+        assert theirs.encode(text).ids == tokenizer.encode(text)
+    if kind != "in a merge":
+        assert Tokenizer.load(tmp_path).to_json() == tokenizer.to_json()

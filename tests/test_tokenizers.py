@@ -17,7 +17,8 @@ from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, read_documents
 from shared.files import UserError, json_sha256
 from shared.text import whole_words
-from shared.tokens import encode_file, open_token_file
+from shared.token_files import open_token_file
+from shared.tokens import encode_file
 
 v2, v3, v4 = (load_version(name) for name in ("v2_bpe_rope", "v3_alibi", "v4_modern"))
 KINDS = [v4.Tokenizer, fast_bpe.fast(v4.Tokenizer, workers=1)]  # plain, and for long texts
@@ -293,9 +294,9 @@ def test_encode_file(tokenizer, tmp_path, monkeypatch):
     text = PROSE.replace("cat", "cät\r\n") * 3 + END_OF_TEXT
     (tmp_path / "text.txt").write_bytes(text.encode("utf-8"))
     monkeypatch.setattr("shared.reading.PIECE_BYTES", 1000)  # many pieces
-    count = encode_file(tokenizer, tmp_path / "text.txt", tmp_path / "tokens.bin")
+    count = encode_file(tokenizer, tmp_path / "text.txt", tmp_path / "tokens.npy")
     sha256 = json_sha256(TOKENIZER.to_json())
-    tokens = open_token_file(tmp_path / "tokens.bin", sha256)
+    tokens = open_token_file(tmp_path / "tokens.npy", sha256)
     end = TOKENIZER.special_tokens[END_OF_TEXT]
     assert isinstance(tokens, np.memmap) and len(tokens) == count
     assert tokens.tolist() == [end, *TOKENIZER.encode(text)]

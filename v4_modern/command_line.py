@@ -25,6 +25,7 @@ from shared.command_line import (  # noqa: F401 - v4 uses them as they are
 )
 from shared.files import UserError
 from shared.terminal import ended_by
+from shared.token_files import is_token_data
 from v4_modern.model_files import read_sizes
 from v4_modern.parallel import is_first, processes
 
@@ -98,7 +99,9 @@ def parse(config_class: type[ConfigType], arguments: Sequence[str] | None) -> Co
         config = _with_tokenizer(config, arguments)
     elif config.split == "own":
         raise UserError("--split own is a given tokenizer's: name it, or another split")
-    if config.tokenizer and not Path(config.tokenizer).exists():
+    if is_token_data(config.data) and not config.tokenizer:
+        raise UserError(f"--data {config.data} holds ids: name the --tokenizer that made them")
+    if config.tokenizer and not (config.print_model or Path(config.tokenizer).exists()):
         raise UserError(f"{config.tokenizer} is not there")
     return config
 

@@ -1,13 +1,12 @@
 """Encode text as a token file, as v4 does before training. It may be all that --data may be: a file
 of any format that shared/reading.py names, a folder, or a pattern in quotes.
 
-    python v4_modern/encode.py my_text.txt my_text.bin
-    python v4_modern/encode.py my_text.txt my_text.bin --tokenizer runs/v4_modern/tokenizer.json
-    python v4_modern/encode.py my_text.txt my_text.npy --format npy
+    python v4_modern/encode.py my_text.txt my_text.npy
+    python v4_modern/encode.py my_text.txt my_text.npy --tokenizer runs/v4_modern/tokenizer.json
+    python v4_modern/encode.py my_text.txt my_text.bin --format nanogpt
 
-The token file format is described in shared/tokens.py; --format has those of other trainers.
-Without --tokenizer, a tokenizer is trained on the text and saved next to the tokens, as
-my_text.bin.json.
+The formats are described in shared/token_files.py. Without --tokenizer, a tokenizer is trained on
+the text and saved next to the tokens, as my_text.npy.json.
 """
 
 import os
@@ -31,13 +30,12 @@ from shared.files import UserError, atomic_write, json_sha256, need_writable
 from shared.reading import joined, named, read_texts, text_files
 from shared.terminal import print_text
 from shared.text import whole_words
-from shared.tokens import encode_texts, open_token_file
+from shared.token_files import LLMC, check_of, open_token_file, slices
+from shared.tokens import encode_texts
 from v4_modern.train import Tokenizer
 
 import numpy as np
 import tyro
-
-SLICE = 1 << 20  # tokens written at a time
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Options:
     text_field: str = "text"  # where documents are in .jsonl and .parquet files
     vocab_size: int = 10_000  # size of the tokenizer to train, without --tokenizer
     split: Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen"] = "gpt2"  # whose words it merges
-    format: Literal["ours", "npy", "nanogpt", "llmc"] = "ours"  # of the token file
+    format: Literal["npy", "nanogpt", "llmc"] = "npy"  # of the token file
     workers: int = 0  # processes to use; 0: one per core
 
     def __post_init__(self) -> None:
@@ -68,10 +66,11 @@ class Options:
             raise UserError("--split is for training a tokenizer: a given one has its own")
         if out.exists() and not out.is_file():
             raise UserError(f"{out} is not a file: choose another name to write to")
-        written = {out.resolve(), Path(self.tokenizer or self.learned).resolve()}
+        tokenizer, check = Path(self.tokenizer or self.learned), check_of(out)
+        written = {path.resolve() for path in (out, tokenizer, check)}
         need_writable(out.resolve().parent, self.out)
         read = [path.resolve() for path in self.sources]
-        if len(written) < 2 or any(one.is_relative_to(path) for one in written for path in read):
+        if len(written) < 3 or any(one.is_relative_to(path) for one in written for path in read):
             raise UserError(f"{source} or the tokenizer would be overwritten: name another file")
 
     @property
@@ -112,11 +111,11 @@ def main(arguments: list[str] | None = None) -> None:
             if tokenizer.vocab_size < options.vocab_size:
                 print_text(f"(no more pairs to merge; {options.vocab_size:,} were asked for)")
         started = perf_counter()
-        if options.format == "ours":
+        if options.format == "npy":
             count = encode_texts(tokenizer, texts, out)
         else:
             with TemporaryDirectory(dir=out.resolve().parent) as folder:
-                ids = Path(folder) / "ids"
+                ids = Path(folder) / "ids.npy"
                 count = encode_texts(tokenizer, texts, ids)
                 write_as(
                     options.format, out, open_token_file(ids, json_sha256(tokenizer.to_json()))
@@ -127,24 +126,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_as(form: str, path: Path, ids: np.ndarray) -> None:
-    """Write `ids`, (N,) uint16 or uint32, as other trainers read them: `npy` is numpy's own format,
-    nanoGPT's files are bare uint16, and llm.c's begin with 256 int32 (its data_common.py): a number
-    for the type of the ids, its version, and N. UserError if a format can't have such ids."""
+    """Write `ids`, (N,) uint16 or uint32, as other trainers read them: nanoGPT's files are bare
+    uint16, and llm.c's begin with 256 int32 (its data_common.py): a number for the type of the ids,
+    its version, and N. UserError if a format can't have such ids."""
     header = np.zeros(256, "<i4")
     if form == "nanogpt" and ids.itemsize > 2:
         raise UserError("nanoGPT's files hold ids below 65,536: use a smaller vocabulary")
     if form == "llmc":
         if len(ids) >= 2**31:
             raise UserError(f"llm.c's files hold fewer than 2^31 tokens, not {len(ids):,}")
-        header[:3] = (20240520, 1, len(ids)) if ids.itemsize == 2 else (20240801, 7, len(ids))
+        header[:3] = *LLMC[ids.itemsize], len(ids)
     with atomic_write(path) as file:
-        if form == "npy":
-            about = {"descr": ids.dtype.str, "fortran_order": False, "shape": ids.shape}
-            np.lib.format.write_array_header_1_0(file, about)
         if form == "llmc":
             file.write(header.tobytes())
-        for start in range(0, len(ids), SLICE):
-            file.write(ids[start : start + SLICE].tobytes())
+        for piece in slices(ids):
+            file.write(piece.tobytes())
 
 
 def is_long(texts: Texts) -> bool:

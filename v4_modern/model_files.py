@@ -1,14 +1,15 @@
 """v4's models in another format: Hugging Face's folder for a Qwen3 (Yang et al. 2025).
 
 The block is the same, so only names differ: config.json has the sizes, model.safetensors the
-weights.
+weights, or several files do, and model.safetensors.index.json says which.
 """
 
-from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from shared.files import UserError, atomic_write, need_package, read_json
 
@@ -22,16 +23,28 @@ SIZES = {  # field of v4's Config -> its name in config.json
     "head_size": "head_dim",
     "feed_forward_size": "intermediate_size",
     "rope_base": "rope_theta",
+    "tie_head": "tie_word_embeddings",
 }
-FIXED = {  # what cannot differ in v4
+FIXED = {  # what cannot differ in v4; also what a config.json means that leaves it out
     "model_type": "qwen3",
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "attention_bias": False,
-    "attention_dropout": 0.0,
-    "tie_word_embeddings": False,
     "use_sliding_window": False,
 }
+DEFAULTS = {  # the size of a Qwen3 whose config.json does not tell (transformers' Qwen3Config)
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "intermediate_size": 22016,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16", "F64")  # types of weights that v4 can begin with
 NAMES = {  # module of v4 -> its name in Qwen3
     "embedding": "model.embed_tokens",
@@ -55,28 +68,46 @@ NAMES = {  # module of v4 -> its name in Qwen3
 
 
 def qwen3_config(config: Any) -> dict:  # noqa: ANN401 - v4's Config
-    """The contents of config.json for a model of these sizes."""
+    """The contents of config.json for a model of these sizes. Some of it says the same twice, for
+    readers older or newer than others, and what Qwen3 has by default, for those that ask for it."""
     sizes = {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
-    return FIXED | sizes | {"architectures": ["Qwen3ForCausalLM"], "torch_dtype": "float32"}
+    return (
+        FIXED
+        | sizes
+        | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_dropout": 0.0,
+            "layer_types": ["full_attention"] * config.n_layers,
+            "max_window_layers": config.n_layers,  # would be the first with a sliding window
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+            "sliding_window": None,
+            "torch_dtype": "float32",
+        }
+    )
 
 
-def read_sizes(folder: str | Path) -> dict[str, int | float]:
+def read_sizes(folder: str | Path) -> dict[str, int | float | bool]:
     """The options of v4 for the model in `folder`; UserError if v4 cannot represent that model."""
     path = Path(folder) / "config.json"
     theirs = read_json(path)
     if "model_type" not in theirs:
         raise UserError(f"{path} is not from a Hugging Face folder; export.py makes one of a run")
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # since transformers 5
+    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}  # since transformers 5
     if not isinstance(rope, dict):
         raise UserError(f"{path}: its rotary positions are {rope}")
-    theirs = {"rope_theta": rope.get("rope_theta")} | theirs
+    if "rope_theta" in rope:
+        theirs["rope_theta"] = rope["rope_theta"]
     for name, value in FIXED.items():
-        if theirs.get(name) != value:
-            raise UserError(f"{path}: {name} is {theirs.get(name)}, but v4's is {value}")
+        if (found := theirs.get(name, value)) != value:
+            raise UserError(f"{path}: {name} is {found}, but v4's is {value}")
+    kinds = theirs.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"{path}: layer_types are not all full_attention, as v4's are")
     kind = rope.get("rope_type", rope.get("type", "default"))  # `type` in older files
     if kind != "default":
         raise UserError(f"{path}: v4 has no rotary positions of type {kind}")
-    if missing := [name for name in SIZES.values() if theirs.get(name) is None]:
+    theirs = DEFAULTS | theirs
+    if missing := [name for name in SIZES.values() if theirs[name] is None]:
         raise UserError(f"{path} does not say {missing[0]}")
     return {ours: theirs[name] for ours, name in SIZES.items()}
 
@@ -86,41 +117,68 @@ def qwen3_name(name: str) -> str:
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
-def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write `weights`, given with v4's names, to a safetensors file with Qwen3's names."""
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of v4's `model` by Qwen3's names; of a head that is the embedding, nothing."""
+    return {qwen3_name(name): weights for name, weights in model.named_parameters()}
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the weights of v4's `model` to a safetensors file with Qwen3's names."""
     import safetensors.torch
 
-    renamed = {qwen3_name(name): tensor.contiguous() for name, tensor in weights.items()}
+    weights = {name: tensor.detach().contiguous() for name, tensor in weights_of(model).items()}
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save(renamed, metadata={"format": "pt"}))
+        file.write(safetensors.torch.save(weights, metadata={"format": "pt"}))
 
 
+@torch.no_grad()
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Load the weights in `folder` into `model`; UserError if they do not fit it."""
     need_package("safetensors", "--init-from")
     import safetensors
 
-    path = Path(folder) / "model.safetensors"
-    ours = {qwen3_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    ours = weights_of(model)
+    places = ours | {"lm_head.weight": model.head.weight}  # some files repeat a tied embedding
+    path = Path(folder)
     try:
-        with safetensors.safe_open(path, "pt") as file:  # it compares the header with the size
-            if set(file.keys()) != set(ours):
-                raise UserError(f"{path} has other weights than v4")
-            for name, shape in ours.items():
-                found = file.get_slice(name)
-                if found.get_dtype() not in FLOATS:
-                    raise UserError(
-                        f"{path}: {name} is {found.get_dtype()}, not one of {', '.join(FLOATS)}"
-                    )
-                if tuple(found.get_shape()) != shape:
-                    sizes = f"{tuple(found.get_shape())}, not {tuple(shape)}"
-                    raise UserError(f"{path}: {name} is {sizes}")
-            theirs = {name: file.get_tensor(name) for name in ours}
+        with ExitStack() as until_loaded:
+            theirs = {}  # name -> file, and the file opened
+            for path in weight_files(Path(folder)):
+                file = until_loaded.enter_context(safetensors.safe_open(path, "pt"))
+                theirs |= {name: (path, file) for name in file.keys()}
+            if wrong := (ours.keys() - theirs.keys()) | (theirs.keys() - places.keys()):
+                raise UserError(f"{folder} has other weights than v4, or lacks some: {min(wrong)}")
+            found = [(name, *theirs[name]) for name in places if name in theirs]
+            for name, path, file in found:  # all, before any is read
+                check_shape(name, file.get_slice(name), places[name].shape, path)
+            for name, path, file in found:
+                tensor = file.get_tensor(name).to(places[name])
+                if not tensor.isfinite().all():
+                    raise UserError(f"{path}: {name} holds numbers that are not finite")
+                if name not in ours and not torch.equal(tensor, places[name]):
+                    raise UserError(f"{path}: {name} is not the embedding, to which it is tied")
+                places[name].copy_(tensor)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged ({error})") from None
-    for name, tensor in theirs.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite")
-    model.load_state_dict({name: theirs[qwen3_name(name)] for name in model.state_dict()})
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files in `folder` that hold a model's weights."""
+    single, index = folder / "model.safetensors", folder / INDEX
+    if single.exists() or not index.exists():
+        return [single]
+    names = read_json(index).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UserError(f"{index} does not say in which files of its folder the weights are")
+    return [folder / name for name in dict.fromkeys(names)]
+
+
+def check_shape(name: str, found: Any, shape: torch.Size, path: Path) -> None:  # noqa: ANN401
+    """UserError unless what is `found` in the file of weights has this shape and is of FLOATS."""
+    if found.get_dtype() not in FLOATS:
+        raise UserError(f"{path}: {name} is {found.get_dtype()}, not one of {', '.join(FLOATS)}")
+    if (theirs := tuple(found.get_shape())) != tuple(shape):
+        raise UserError(f"{path}: {name} is {theirs}, not {tuple(shape)}")

@@ -49,6 +49,9 @@ OTHERWISE = regex.compile(
 # The end of a text in tokenizers without <|endoftext|>, if no tokenizer_config.json tells.
 ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|end\u2581of\u2581sentence|>", "<|im_end|>")
 REST = r"[\s\S])+"  # the end of a pattern for what another one leaves out
+# What batches are filled up with in an exported folder: the token of a byte that no UTF-8 has, so
+# that the end of a text stays a token of its own, and no row has to be added to the embedding.
+PAD, FILLER = "<|pad|>", CHARACTERS[0xFF]
 MOST_BYTES = 1 << 10  # of a token in a file of ranks
 # What a file of so many ranks leaves out: the split, the special tokens, and whether NFC applies.
 FIM = {f"<|fim_{part}|>": 100258 + i for i, part in enumerate(("prefix", "middle", "suffix"))}
@@ -147,6 +150,21 @@ def foreign(tokenizer_class: type[T]) -> type[T]:
     return Foreign
 
 
+def with_room(tokenizer_class: type[T], tokenizer: T, path: Path) -> T:
+    """`tokenizer`, of the file `path`, with as many ids as the model in config.json beside it has
+    embeddings: often some more, which stand for no bytes."""
+    config, size = path.with_name("config.json"), tokenizer.vocab_size
+    n = read_json(config).get("vocab_size") if config.is_file() else 0
+    if type(n) is not int or not size < n <= 2 * size + 1000:  # far more would fill the memory
+        return tokenizer
+    spelled, special = [""] * n, tokenizer.special_tokens
+    for text, i in spelled_vocab(tokenizer).items():
+        spelled[i] = text
+    others = bool(getattr(tokenizer, "whole_words", {})), getattr(tokenizer, "nfc", False)
+    parts = tokenizer.merges, special, tokenizer.split, spelled, [*special.values()]
+    return foreign(tokenizer_class)(*parts, *others)
+
+
 def build(
     tokenizer_class: type[T],
     path: Path,
@@ -220,7 +238,7 @@ def load_foreign(tokenizer_class: type[T], path: str | Path) -> T | None:
         return None
     if path.name in ("vocab.json", "encoder.json") and not isinstance(saved.get("model"), dict):
         return load_gpt2(tokenizer_class, path)  # "kind" and "model" are tokens
-    return load_hugging_face(tokenizer_class, path)
+    return with_room(tokenizer_class, load_hugging_face(tokenizer_class, path), path)
 
 
 def save_gpt2(tokenizer: object, folder: str | Path) -> None:
@@ -293,11 +311,22 @@ def load_ranks(tokenizer_class: type[T], path: Path) -> T:
     return build(tokenizer_class, path, vocab, merges, special, split, True, nfc)
 
 
-def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> None:
+def save_hugging_face(
+    tokenizer: object, path: str | Path, begin: str = "", pad: bool = False
+) -> None:
     """Write a `tokenizer.json` that the `tokenizers` library loads.
 
-    That library then puts the special token `begin`, if given, before every text.
+    That library then puts the special token `begin`, if given, before every text. If `pad`, there
+    is a special token PAD, which is that of the byte 0xFF unless the tokenizer has its own.
     """
+    vocab, named = spelled_vocab(tokenizer), tokenizer.special_tokens
+    merges = spelled_merges(tokenizer)
+    # Of two names of a token, only one is written.
+    named = {text: i for text, i in named.items() if tokenizer.vocab[i] == text.encode("utf-8")}
+    if pad and PAD not in named:
+        named = {PAD: padding(tokenizer)} | named
+        vocab = {PAD if text == FILLER else text: i for text, i in vocab.items()}
+        merges = [pair for pair in merges if FILLER not in pair[0] + pair[1]]  # none meets a text
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     words = byte_level | {"use_regex": tokenizer.split == "gpt2"}
@@ -310,9 +339,7 @@ def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> N
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": text, "special": True} | special
-            for text, i in tokenizer.special_tokens.items()
-            if tokenizer.vocab[i] == text.encode("utf-8")  # else it is another one's second name
+            {"id": i, "content": text, "special": True} | special for text, i in named.items()
         ],
         "normalizer": {"type": "NFC"} if getattr(tokenizer, "nfc", False) else None,
         "pre_tokenizer": words,
@@ -327,11 +354,16 @@ def save_hugging_face(tokenizer: object, path: str | Path, begin: str = "") -> N
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": bool(getattr(tokenizer, "whole_words", {})),
-            "vocab": spelled_vocab(tokenizer),
-            "merges": spelled_merges(tokenizer),
+            "vocab": vocab,
+            "merges": merges,
         },
     }
     write_text(Path(path), json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def padding(tokenizer: object) -> int:
+    """The id of the token PAD in an exported tokenizer."""
+    return tokenizer.special_tokens.get(PAD, spelled_vocab(tokenizer)[FILLER])
 
 
 def begin_with(text: str, token: int) -> dict:
@@ -374,6 +406,9 @@ def load_hugging_face(tokenizer_class: type[T], path: str | Path) -> T:
         if any(len(merge) != 2 for merge in merges):
             raise UserError(f"{path} is damaged: a merge does not join two tokens")
         vocab, whole = model["vocab"], bool(model.get("ignore_merges"))
+        if FILLER not in vocab and PAD in special:  # as exported
+            vocab |= {FILLER: special.pop(PAD)}
+            vocab.pop(PAD, None)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is not a tokenizer.json") from None
     return build(tokenizer_class, path, vocab, merges, special, split, whole, nfc)

@@ -26,7 +26,6 @@ ROOT, VERSION = Path(__file__).resolve().parents[1], Path(__file__).resolve().pa
 sys.path.insert(0, str(ROOT))
 from shared import fast_bpe
 from shared.corpora import END_OF_TEXT, Corpus, load_corpus, well_formed
-from shared.fast_bpe.encoder import Merger
 from shared.files import UserError, checked_merges, read_tokenizer, write_json
 from shared.model_table import build, print_model
 from shared.reading import read_pieces
@@ -70,6 +69,7 @@ class Config:
     n_kv_heads: int = 2  # key/value heads (G), each shared by n_heads / n_kv_heads query heads
     head_size: int = 64  # channels per head (D); heads need not add up to the width
     feed_forward_size: int = 344  # hidden channels of the feed-forward layer
+    tie_head: bool = False  # the head's weights are the embedding's, as in small models of Qwen3
     rope_base: float = 10_000.0  # the slowest channels turn one radian in about this many tokens
     steps: int = 1250  # optimizer steps
     batch_size: int = 8  # windows of text per batch (B), over all processes
@@ -225,7 +225,7 @@ class Tokenizer:
         """The ids of one word: its bytes, merged in the order learned."""
         ids = list(word.encode("utf-8"))
         if len(ids) > fast_bpe.LONG_RUN:  # each of the rounds below goes through the whole word
-            return Merger(self.merges)([bytes(ids)])[0].tolist()
+            return fast_bpe.Merger(self.merges)([bytes(ids)])[0].tolist()
         while len(ids) > 1:
             best = min(zip(ids, ids[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if best not in self.ranks:
@@ -292,7 +292,7 @@ def load_data(config: Config) -> tuple[Tokenizer, Corpus, np.ndarray, np.ndarray
     The ids stay in memory-mapped files, so training never holds the whole corpus in memory.
     """
     tokenizer = command_line.given_tokenizer(Tokenizer, config)
-    corpus = load_corpus(config.data, config.text_field)
+    corpus = load_corpus(config.data, config.text_field, tokenizer)
     is_long, vocab_size = fast_bpe.is_long(corpus.train), config.vocab_size
     kind = fast_bpe.fast(Tokenizer, config.workers) if is_long else Tokenizer  # alike but for speed
     tokenizer = tokenizer or cached_tokenizer(
@@ -479,6 +479,8 @@ class LanguageModel(nn.Module):
                 limit = 0.6 * sqrt(3 / parameter.shape[1])  # standard deviation 0.6 / sqrt(fan_in)
                 nn.init.uniform_(parameter, -limit, limit)
         nn.init.zeros_(self.head.weight)
+        if config.tie_head:  # (Press and Wolf 2017); so small that no token predicts itself
+            self.head.weight = nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, caches: list[Cache] | None = None
@@ -504,8 +506,8 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     Goldberg 2014); no block adds to the stream yet.
     """
     V, C = model.embedding.weight.shape
-    if C < 3:
-        return  # two channels are taken below
+    if C < 3 or model.head.weight is model.embedding.weight:
+        return  # two channels are taken below, and each of the two has its own part
     i, j, n = count_pairs(tokens, V)  # of each pair that is seen
     p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
     table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
@@ -747,9 +749,8 @@ def training_step(run: Run, tokens: np.ndarray, config: Config) -> Tensor:
     total, batches = 0.0, config.accumulation_steps
     run.model.zero_grad()
     for batch in range(run.step * batches, (run.step + 1) * batches):
-        inputs, targets = (
-            parallel.my_share(ids, run.device) for ids in get_batch(tokens, batch, config)
-        )
+        windows = get_batch(tokens, batch, config)
+        inputs, targets = (parallel.my_share(ids, run.device) for ids in windows)
         last = (batch + 1) % batches == 0
         with precision, parallel.averaging(run.replica, now=last):
             loss = run.replica.train()(inputs, targets) / batches

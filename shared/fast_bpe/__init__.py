@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from shared.fast_bpe.encoder import Encoder
+from shared.fast_bpe.encoder import Encoder, Merger  # noqa: F401 - for v4
 from shared.fast_bpe.pairs import FrequentPairs, LinkedWords, Pair
 from shared.fast_bpe.words import WordCounts
 from shared.fast_bpe.workers import crew, enough_for, shared_out
