@@ -49,7 +49,7 @@ class StrangersPattern:
             ) from None
         if sum(map(len, words)) < len(text):
             raise UserError(
-                f"the tokenizer's split leaves out some of this text ({self.pattern.pattern[:60]}): "
+                f"this split ({self.pattern.pattern[:50]}) leaves out some of this text: "
                 "use another tokenizer"
             )
         return words
