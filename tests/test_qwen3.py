@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,13 @@ def test_a_room_far_beyond_the_tokens_is_not_made(folder, tmp_path):
     for rows, ids in ((320, 320), (294, 294), (100, 294), (10**12, 294), ("many", 294)):
         (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
         assert v4.Tokenizer.load(tmp_path).vocab_size == ids
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_weights_that_are_no_file_are_told(make, folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "Qwen3")
+    make(copy / "model.safetensors")
+    assert "safetensors is not a file" in complaint(v4.main, arguments(copy, tmp_path), capsys)
 
 
 def test_ids_made_by_its_tokenizer_can_be_trained_on(folder, tmp_path):

@@ -144,6 +144,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         with ExitStack() as until_loaded:
             theirs = {}  # name -> file, and the file opened
             for path in weight_files(Path(folder)):
+                if path.exists() and not path.is_file():  # a pipe would keep us waiting
+                    raise UserError(f"{path} is not a file")
                 file = until_loaded.enter_context(safetensors.safe_open(path, "pt"))
                 theirs |= {name: (path, file) for name in file.keys()}
             if wrong := (ours.keys() - theirs.keys()) | (theirs.keys() - places.keys()):
