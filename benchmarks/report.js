@@ -34,7 +34,7 @@ function guesses({ paragraph, of }, number) {
   }
   const came = element("p", [
     element("b", paragraph.dataset.of.split("_")[0]), " ", element("code", visible(text)),
-    ` guess ${rank.toLocaleString("en")}, ${bits.toFixed(1)} bits`,
+    ` guess no. ${rank.toLocaleString("en")}, cost ${bits.toFixed(1)} bits`,
   ]);
   return element("div", [came, element("table", element("tbody", rows))]);
 }

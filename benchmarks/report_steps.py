@@ -6,37 +6,37 @@ from benchmarks import ablations, climb
 from benchmarks.common import idea, plus_minus, sections_of, source
 from benchmarks.report_diffs import side_by_side
 
-LONG = 80  # lines: a section that adds more is folded, even if it carries the idea
+LONG = 90  # lines: a section that adds more is folded, even if it carries the idea
 SHORT = 3  # lines: a section that removes no more has its lines in one column
 
-# Three sentences for each version, and the number of the section that carries its idea.
+# Three sentences for each version, and the numbers of the sections that carry its ideas.
 LESSONS = {
     "v1_char_transformer": (
         "v0 looks up which characters follow the last one, and forgets all others. v1 lets each "
         "character look back at up to 64 and take from them what helps: that is attention, here. A "
         "query is compared with the keys of all characters before it, and their values are added "
         "up, each weighted by how well its key fits.",
-        6,
+        (6,),
     ),
     "v2_bpe_rope": (
         "With characters, most of the window and of the work is spent on spelling. v2's tokens are "
         "runs of bytes that are frequent, so that the same window holds two and a half times as "
         "much text (section 2). To tell attention where a token stands, v2 turns queries and keys "
         "by an angle that grows with the position, so that a score depends on the distance alone.",
-        5,
+        (2, 5),
     ),
     "v3_alibi": (
         "v3 puts two other ideas in the places of v2's. ALiBi tells positions by a penalty on the "
         "score, the distance times a slope of the head's own, which also works in windows longer "
         "than those of the training. Its merges stay within English words, and tokens that only "
         "served to build longer ones, the scaffolds, get no id (section 2).",
-        5,
+        (5,),
     ),
     "v4_modern": (
         "v4 has what today's models have, in nearly every section. A diff of nearly all tells "
         "nothing, so here it is one idea at a time. Each step is a whole program on top of the one "
         "below, composed of sections of both files.",
-        0,
+        (),
     ),
 }
 
@@ -95,8 +95,8 @@ def changed_sections(
 
 def step(before: str, after: str, worth: dict[str, list[str]] | None = None) -> dict:
     """What changes from one version to the next: why, and a diff for each section that differs."""
-    lesson, key = LESSONS.get(after, ("", 0))
-    changes = changed_sections(source(before), source(after), [key], worth or {})
+    lesson, keys = LESSONS.get(after, ("", ()))
+    changes = changed_sections(source(before), source(after), keys, worth or {})
     return {"before": before, "after": after, "idea": idea(after), "lesson": lesson} | changes
 
 
@@ -130,7 +130,8 @@ def worths(results: dict | None) -> dict[str, list[str]]:
     for row in rows:
         cost = f"diverged, {row['diverged']}"
         if not row["diverged"]:
-            cost = f"{row['cost']:+.3f}{plus_minus(row['cost_spread'])}"
+            more = "more" if row["cost"] > 0 else "fewer"
+            cost = f"{abs(row['cost']):.3f}{plus_minus(row['cost_spread'])} {more}"
         number = numbers[row["without"], row["instead"]]
         worth.setdefault(str(number), []).append(f"{row['without']} → {row['instead']}: {cost}")
     return worth

@@ -32,7 +32,8 @@ SECONDS, PER_CHARACTER = 5.0, 2e-5  # a hundred times what the patterns above ta
 
 
 class StrangersPattern:
-    """A pattern that came with a file. Some texts may keep it busy for ages: UserError then."""
+    """A pattern that came with a file. Some texts may keep it busy for ages, of others it may leave
+    something out, after a word of nothing: UserError then."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = regex.compile(pattern)
@@ -40,9 +41,15 @@ class StrangersPattern:
     def findall(self, text: str) -> list[str]:
         """The words of `text`."""
         try:
-            return self.pattern.findall(text, timeout=SECONDS + PER_CHARACTER * len(text))
+            words = self.pattern.findall(text, timeout=SECONDS + PER_CHARACTER * len(text))
         except TimeoutError:
             raise UserError(
                 f"the tokenizer's split takes too long on this text ({self.pattern.pattern[:60]}): "
                 "use another tokenizer"
             ) from None
+        if sum(map(len, words)) < len(text):
+            raise UserError(
+                f"this split ({self.pattern.pattern[:50]}) leaves out some of this text: "
+                "use another tokenizer"
+            )
+        return words

@@ -439,7 +439,7 @@ def test_windows_in_order_hold_every_target_once(n, length, count):
 def test_end_of_text_is_not_cut_where_a_piece_of_a_file_ends(size, tmp_path, monkeypatch):
     """Else its characters would be learned as words."""
     monkeypatch.setattr(shared.text, "PIECE", size)
-    source, out = tmp_path / "text.txt", tmp_path / "tokens.bin"
+    source, out = tmp_path / "text.txt", tmp_path / "tokens.npy"
     source.write_text(END_OF_TEXT.join(["ab" * 20] * 20))
     learned, *_ = v4.load_data(v4.Config(data=str(source), vocab_size=1000, workers=1))
     encode.main([str(source), str(out), "--workers", "1"])

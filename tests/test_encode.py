@@ -45,6 +45,9 @@ def large(tmp_path_factory):
         ("text.npy.check text.npy", "overwritten"),  # by the checksum
         ("text.txt learned.json --tokenizer learned.json", "overwritten"),
         ("text.txt folder/../learned.json --tokenizer learned.json", "overwritten"),
+        ("text.txt learned.json --tokenizer .", "ends in .npy"),
+        ("text.txt learned.json --format llmc", "ends in .bin"),
+        ("text.txt new.npy --format nanogpt", "ends in .bin"),
         ("text.txt folder", "folder is not a file"),
         ("text.txt .", ". is not a file"),
         ("text.txt pipe", "pipe is not a file"),
@@ -108,17 +111,18 @@ def test_other_trainers_read_what_is_written_for_them(
 ):
     name = str(large) if is_large else "learned.json"
     if form == "nanogpt" and is_large:
-        command = ["text.txt", "new.npy", "--tokenizer", name, "--format", form]
+        command = ["text.txt", "new.bin", "--tokenizer", name, "--format", form]
         assert "ids below 65,536" in complaint(encode, command, capsys)
-        assert not (folder / "new.npy").exists()
+        assert not (folder / "new.bin").exists()
         return
     monkeypatch.setattr(token_files, "SLICE", 7)
     command = ["text.txt", "new.npy", "--tokenizer", name]
     encode.main(command)
     tokenizer = Tokenizer.load(folder / name)
     ids = open_token_file(folder / "new.npy", json_sha256(tokenizer.to_json()))
-    encode.main([*command[:1], "new.other", *command[2:], "--format", form])
-    tokens = read(folder / "new.other")
+    other = "other.npy" if form == "npy" else "other.bin"
+    encode.main([*command[:1], other, *command[2:], "--format", form])
+    tokens = read(folder / other)
     assert tokens.dtype == ids.dtype and np.array_equal(tokens, ids)
     left = {path.name for path in folder.iterdir() if path.is_dir()}
     assert left == {"folder"}

@@ -70,14 +70,14 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     }))"""
     sizes = page.evaluate(decoded)
     assert sizes and min(sizes) > 1
-    # The section that carries the idea is open, the others open on a click, as do folds within.
-    first, second = (page.locator("details.section").nth(i) for i in range(2))
-    assert first.locator("summary").first.inner_text().startswith("5. Model: position")
+    # The sections that carry v2's ideas are open, the others open on a click, as do folds within.
+    first, second = (page.locator("#steps ~ details.section").nth(i) for i in (0, 2))
+    assert first.locator("summary").first.inner_text().startswith("2. Tokenizer")
     assert first.locator(".row").first.is_visible()
     assert not second.locator(".row").first.is_visible()
     second.locator("summary").first.click()
     assert second.locator(".row").first.is_visible()
-    inner = page.locator("details.section details").first
+    inner = page.locator("#steps ~ details.section details").first
     page.evaluate("for (const d of document.querySelectorAll('details.section')) d.open = true")
     assert not inner.locator(".row").first.is_visible()
     inner.locator("summary").click()
@@ -91,7 +91,7 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     assert "underline" in changed.evaluate("e => getComputedStyle(e).textDecorationLine")
     # Beside sections stands what they are worth. Two columns where there is room, else one.
     worth = page.locator("h4 ~ details .worth").all_inner_texts()
-    assert any("RoPE → no positions: +0.300 ± 0.283" in each for each in worth)
+    assert any("RoPE → no positions: 0.300 ± 0.283 more" in each for each in worth)
     pair = (
         first.locator(".row.change").filter(has=page.locator(".old")).first.locator("> div").all()
     )
@@ -140,7 +140,10 @@ def test_a_token_tells_what_was_expected(browser, address):
             assert other != name or at == number
             token, bits, _, rank, _ = data[other]["tokens"][at]
             came = part.locator("p").inner_text()
-            assert came == f"{other[:2]} {report.visible(token)} guess {rank:,}, {bits:.1f} bits"
+            assert (
+                came
+                == f"{other[:2]} {report.visible(token)} guess no. {rank:,}, cost {bits:.1f} bits"
+            )
             tokens, percents = shown(part)
             assert len(tokens) == 10 and tokens == should_be(other, at)[0]
             assert percents == pytest.approx(should_be(other, at)[1], abs=0.51)

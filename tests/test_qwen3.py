@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from benchmarks.common import open_run
+from shared.files import read_json, write_json
 from shared.model_table import build, measure
 from shared.splits import SPLITS
 from v4_modern import command_line, encode, model_files
@@ -105,6 +107,24 @@ def test_a_room_far_beyond_the_tokens_is_not_made(folder, tmp_path):
     for rows, ids in ((320, 320), (294, 294), (100, 294), (10**12, 294), ("many", 294)):
         (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
         assert v4.Tokenizer.load(tmp_path).vocab_size == ids
+
+
+def test_sizes_far_beyond_the_weights_are_not_built(folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(folder, tmp_path / "theirs")
+    settings = read_json(tmp_path / "theirs" / "config.json")
+    write_json(tmp_path / "theirs" / "config.json", settings | {"intermediate_size": 99_000})
+    monkeypatch.setattr(v4.LanguageModel, "__init__", None)
+    monkeypatch.setattr(model_files, "SMALL", 1 << 20)
+    with pytest.raises(SystemExit) as stop:
+        v4.main(["--init-from", str(tmp_path / "theirs"), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "hold no model of the sizes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_weights_that_are_no_file_are_told(make, folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "Qwen3")
+    make(copy / "model.safetensors")
+    assert "safetensors is not a file" in complaint(v4.main, arguments(copy, tmp_path), capsys)
 
 
 def test_ids_made_by_its_tokenizer_can_be_trained_on(folder, tmp_path):

@@ -335,6 +335,14 @@ def split_by(saved: dict, pattern: str, behavior: str = "Isolated") -> None:
         (lambda saved: split_by(saved, r"\w+", "MergedWithNext"), r"Split differs: \\w\+, Merged"),
         (lambda saved: split_by(saved, r"\w+|^\s"), r"Split has '\^', which `regex`"),
         (lambda saved: split_by(saved, r"(\w+)"), r"Split has '\(', which `regex`"),
+        (lambda saved: split_by(saved, r"(?x)\w+ # words"), r"Split has '\(', which `regex`"),
+        (lambda saved: split_by(saved, r"(?m).+"), r"Split has '\(', which `regex`"),
+        (lambda saved: split_by(saved, r"(?R)?x"), r"Split has '\(', which `regex`"),
+        (lambda saved: split_by(saved, r"(?:(?:a?){999}){999}b"), r"Split has '\)\{999', which"),
+        (lambda saved: split_by(saved, r"a{100000000}b"), r"Split has '\{10+', which"),
+        (lambda saved: split_by(saved, r"(?:a|b{e<=1})c"), r"Split has '\{e', which"),
+        (lambda saved: split_by(saved, "(?:" * 2000 + "a" + ")" * 2000), "no pattern of `regex`"),
+        (lambda saved: split_by(saved, r"\w|" * 5000 + r"\W"), "more than 10,000 characters"),
         (lambda saved: split_by(saved, r"[\w+"), "no pattern of `regex`"),
         (lambda saved: split_by(saved, r"\w*"), "take nothing for a word"),
         (
@@ -381,6 +389,35 @@ def test_a_split_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
     for tokenizer in (plain, fast):
         with pytest.raises(UserError, match="split takes too long"):
             tokenizer.encode(text + "!")
+
+
+def test_a_split_that_leaves_something_out_is_told(tmp_path):
+    """After an empty match, `regex` goes on behind the character that another branch refuses."""
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(TOKENIZER, path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    split_by(saved, r"(?=a)")
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    plain = files.load_hugging_face(Tokenizer, path)
+    for tokenizer in (plain, fast_bpe.sped_up(plain, 1)):
+        assert tokenizer.decode(tokenizer.encode("to do")) == "to do"
+        with pytest.raises(UserError, match="leaves out some of this text"):
+            tokenizer.encode("a cat")
+
+
+def test_a_split_in_our_own_file_is_as_safe(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    files.save_hugging_face(TOKENIZER, path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    split_by(saved, r"\w+|\W")
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    files.load_hugging_face(Tokenizer, path).save(path)
+    ours = json.loads(path.read_text(encoding="utf-8"))
+    assert Tokenizer.load(path).encode("to do")
+    for split in (r"(?:(?:a?){999}){999}b", "(?:" * 2000 + "a" + ")" * 2000, r"(\w)\w|\W"):
+        path.write_text(json.dumps(ours | {"split": split}), encoding="utf-8")
+        with pytest.raises(UserError, match="is damaged"):
+            Tokenizer.load(path)
 
 
 def without_vocab_size(**options) -> list[str]:

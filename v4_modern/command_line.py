@@ -26,7 +26,7 @@ from shared.command_line import (  # noqa: F401 - v4 uses them as they are
 from shared.files import UserError
 from shared.terminal import ended_by
 from shared.token_files import is_token_data
-from v4_modern.model_files import read_sizes
+from v4_modern.model_files import check_bytes, read_sizes
 from v4_modern.parallel import is_first, processes
 
 ConfigType = TypeVar("ConfigType")  # v4's Config
@@ -134,6 +134,8 @@ def _with_model(config: ConfigType, arguments: Sequence[str] | None) -> ConfigTy
     if config.tokenizer:
         raise UserError("--tokenizer: the model of --init-from has its own")
     need_own_split(config)
+    if not config.print_model:
+        check_bytes(folder, sizes)
     tokenizer = whole_path(f"{folder}/tokenizer.json")
     return dataclasses.replace(config, init_from=folder, tokenizer=tokenizer)
 

@@ -72,6 +72,9 @@ class Options:
         read = [path.resolve() for path in self.sources]
         if len(written) < 3 or any(one.is_relative_to(path) for one in written for path in read):
             raise UserError(f"{source} or the tokenizer would be overwritten: name another file")
+        suffix = ".npy" if self.format == "npy" else ".bin"
+        if out.suffix != suffix:  # it could be any file of the tokenizer's folder
+            raise UserError(f"{out}: the name of a token file in this format ends in {suffix}")
 
     @property
     def sources(self) -> list[Path]:

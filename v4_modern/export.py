@@ -94,7 +94,7 @@ def export(folder: Path, out: Path, best: bool = False, form: str = "f32") -> No
 
     All files are written before the first replaces one of an earlier export.
     """
-    if out.suffix == ".gguf":
+    if out.suffix.lower() == ".gguf":
         need_writable(out.parent, str(out))
         run, _ = finished_run(folder, best)
         save_gguf(run.model, run.config, run.tokenizer, out, form)
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     with command_line.clear_errors():
         options = command_line.parse_options(Options, arguments)
         export(options.run, options.out, options.best, options.type)
-        what = "GGUF file" if options.out.suffix == ".gguf" else "Hugging Face folder"
+        what = "GGUF file" if options.out.suffix.lower() == ".gguf" else "Hugging Face folder"
         print_text(f"{options.run} is now a {what}: {options.out}")
 
 

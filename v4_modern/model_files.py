@@ -45,6 +45,7 @@ DEFAULTS = {  # the size of a Qwen3 whose config.json does not tell (transformer
     "tie_word_embeddings": False,
 }
 INDEX = "model.safetensors.index.json"
+SMALL = 1 << 28  # bytes: a model that may be built before its weights are looked at
 FLOATS = ("F32", "BF16", "F16", "F64")  # types of weights that v4 can begin with
 NAMES = {  # module of v4 -> its name in Qwen3
     "embedding": "model.embed_tokens",
@@ -144,6 +145,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         with ExitStack() as until_loaded:
             theirs = {}  # name -> file, and the file opened
             for path in weight_files(Path(folder)):
+                if path.exists() and not path.is_file():  # a pipe would keep us waiting
+                    raise UserError(f"{path} is not a file")
                 file = until_loaded.enter_context(safetensors.safe_open(path, "pt"))
                 theirs |= {name: (path, file) for name in file.keys()}
             if wrong := (ours.keys() - theirs.keys()) | (theirs.keys() - places.keys()):
@@ -174,6 +177,16 @@ def weight_files(folder: Path) -> list[Path]:
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UserError(f"{index} does not say in which files of its folder the weights are")
     return [folder / name for name in dict.fromkeys(names)]
+
+
+def check_bytes(folder: str | Path, sizes: dict[str, Any]) -> None:
+    """UserError if the weights in `folder` are far too few for a model of these `sizes` (see
+    `read_sizes`): to build it, only to find that out, might fill the memory."""
+    V, C, F, L = (sizes[n] for n in ("vocab_size", "width", "feed_forward_size", "n_layers"))
+    held = sum(path.stat().st_size for path in weight_files(Path(folder)) if path.is_file())
+    needed = 2 * (V * C + 3 * C * F * L)  # bytes of the embedding and the SwiGLUs in 16 bits
+    if needed > max(held, SMALL):
+        raise UserError(f"{folder}: {held:,} bytes hold no model of the sizes in config.json")
 
 
 def check_shape(name: str, found: Any, shape: torch.Size, path: Path) -> None:  # noqa: ANN401

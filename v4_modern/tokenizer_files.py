@@ -42,10 +42,13 @@ NOT_LITERAL = ("lstrip", "rstrip", "single_word")
 # Patterns by their text, also as others write them; of others, nothing is known in advance.
 GPT2S = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 NAMES = {pattern: name for name, pattern in SPLITS.items()} | {GPT2S: "gpt2"}
-# What means another thing to `regex` than to Hugging Face's engine, or gives other words by groups.
+# What means another thing to `regex` than to Hugging Face's engine, gives other words by groups, or
+# is written out when compiled: (?:(?:a{999}){999}){999} would fill the memory.
 OTHERWISE = regex.compile(
-    r"\\[hHRXKGZN]|&&|\[\[|\[[^\]]*\[:|(?<!\\)\$|(?<![\[\\])\^|\((?!\?)|\(\?P?<\w"
+    r"\\[hHRXKGZN]|&&|\[\[|\[[^\]]*\[:|(?<!\\)\$|(?<![\[\\])\^|\((?!\?(?:i?:|i\)|#|>|<?[=!]))|"
+    r"\)\{\d+|\{\d*,?\d{4}|(?<!\\[pP])\{[\d<=]*[deis]"
 )
+MOST_CHARACTERS = 10_000  # of a split; those in use have fewer than 1,000
 # The end of a text in tokenizers without <|endoftext|>, if no tokenizer_config.json tells.
 ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|end\u2581of\u2581sentence|>", "<|im_end|>")
 REST = r"[\s\S])+"  # the end of a pattern for what another one leaves out
@@ -114,9 +117,11 @@ def foreign(tokenizer_class: type[T]) -> type[T]:
                 if i not in range(len(vocab)) or vocab[i] not in ("", text):
                     raise ValueError("a special token with the id of another one")
                 self.vocab[i] = self.vocab[i] or text.encode("utf-8")
+            if split not in SPLITS and OTHERWISE.search(split[: 3 * MOST_CHARACTERS]):
+                raise ValueError("no split of ours")
             try:
                 self.split, self.pattern = split, StrangersPattern(SPLITS.get(split, split))
-            except regex.error as error:
+            except (regex.error, RecursionError) as error:
                 raise ValueError(f"the split is no pattern: {error}") from None
             self.special_tokens, self.vocab_size, self.spelled = names, len(vocab), vocab
             self.whole_words, self.nfc = ids if whole_words else {}, nfc
@@ -445,6 +450,8 @@ def split_of(pre_tokenizer: dict | None, path: Path) -> str:
         return NAMES[pattern]  # without a rest, there is nothing to remove
     if pattern is None or how != ("Isolated", False):
         raise UserError(f"{differs} Split differs: {pattern or 'of a string'}, {how[0]}")
+    if len(pattern) > MOST_CHARACTERS:
+        raise UserError(f"{differs} Split has more than {MOST_CHARACTERS:,} characters")
     if found := OTHERWISE.search(pattern):
         raise UserError(f"{differs} Split has {found[0]!r}, which `regex` takes otherwise")
     try:
@@ -453,5 +460,5 @@ def split_of(pre_tokenizer: dict | None, path: Path) -> str:
         if not pattern.endswith(REST):  # what the pattern leaves out is a word, too
             pattern = regex.compile(f"{pattern}|(?:(?!{pattern}){REST}").pattern
         return pattern
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise UserError(f"{differs} Split is no pattern of `regex`: {error}") from None
