@@ -36,7 +36,7 @@ PARTS = {  # folder of results -> command, and minutes where it was not timed ye
     "sweep-v4": ("sweep.py", 25),
     "larger-v4": ("sweep.py --larger --seeds 2", 30),
     "training": ("training.py --nanogpt ../nanoGPT --processes 1 2", 30),
-    "against": ("against.py 485e8b9 --steps 600 750 1250 --seeds 2", 25),
+    "against": ("against.py 485e8b9 --steps 600 750 1250", 25),
     "tokenizers": ("tokenizers.py --all-cores", 30),
     "scale": ("scale.py", 5),
     "faults": ("faults.py", 15),

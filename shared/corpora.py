@@ -303,7 +303,7 @@ def _open_corpus(folder: Path, name: str) -> Corpus:
         facts |= {"name": name}  # the same text may have had another
         facts |= {"train": folder / facts["train"], "val": folder / facts["val"]}
         sizes = [facts[split].stat().st_size for split in ("train", "val")]
-        whole = facts.pop("sizes", sizes) == sizes  # older caches lack them
+        whole = facts.pop("sizes") == sizes
         corpus = Corpus(**facts)
         whole &= sizes[0] >= corpus.train_bytes and sizes[1] >= corpus.val_bytes
         if sum(sizes) <= CHECKED_BYTES:

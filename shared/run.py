@@ -275,7 +275,7 @@ class Run:
         try:
             show(*what)
         except BrokenPipeError:  # the reader, such as `| head`, is gone
-            self._remember(signal.SIGPIPE, None)
+            self._remember(getattr(signal, "SIGPIPE", 13), None)  # Windows has none
         except OSError:  # such as a closed terminal's: we are meant to outlive it
             discard(2)
 

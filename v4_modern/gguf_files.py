@@ -4,6 +4,7 @@ To llama.cpp, too, v4's block is Qwen3's. Splits it knows only by name: that of 
 has the split, and possibly other habits.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ def save_gguf(model: nn.Module, config: Any, tokenizer: Any, path: Path, form: s
     import gguf
 
     parts = tokenizer_parts(tokenizer, len(model.embedding.weight))
-    with atomic_write(path) as file:
-        writer = gguf.GGUFWriter(file.name, "qwen3")
+    with atomic_write(path) as file, closing(gguf.GGUFWriter(file.name, "qwen3")) as writer:
         writer.add_name(path.stem)
         writer.add_file_type(gguf.LlamaFileType[TYPES[form]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -69,7 +69,6 @@ def save_gguf(model: nn.Module, config: Any, tokenizer: Any, path: Path, form: s
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 def tokenizer_parts(tokenizer: Any, rows: int) -> dict:  # noqa: ANN401 - v4's Tokenizer
