@@ -173,11 +173,12 @@ def _pydocs_documents() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idle_test", "lib2to3", "turtledemo", "__pycache__"}
     skipped |= {"site-packages", "dist-packages"}
-    files = sorted(
-        f for f in library.rglob("*.py") if not skipped & set(f.relative_to(library).parts)
-    )
+    files = []
+    for folder, folders, names in os.walk(library):
+        folders[:] = set(folders) - skipped  # those are not walked
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     texts: dict[str, None] = {}  # a set that keeps the order
-    for file in progress(files, desc="reading pydocs", unit="file"):
+    for file in progress(sorted(files), desc="reading pydocs", unit="file"):
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):

@@ -649,12 +649,12 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients down to a joint norm of `max_norm` if it is larger; return the original
-    norm (Pascanu et al. 2013, algorithm 1)."""
+    """Scale all gradients to a norm of `max_norm` at most; return theirs (Pascanu et al. 2013)."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack([grad.norm() for grad in grads] or [torch.zeros(())]).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1)
     for grad in grads:
-        grad *= (max_norm / (norm + 1e-6)).clamp(max=1)
+        grad *= scale
     return norm
 
 
