@@ -337,9 +337,8 @@ def split_by(saved: dict, pattern: str, behavior: str = "Isolated") -> None:
         (lambda saved: split_by(saved, r"(\w+)"), r"Split has '\(', which `regex`"),
         (lambda saved: split_by(saved, r"(?x)\w+ # words"), r"Split has '\(', which `regex`"),
         (lambda saved: split_by(saved, r"(?m).+"), r"Split has '\(', which `regex`"),
-        (lambda saved: split_by(saved, r"(?R)?x"), r"Split has '\(', which `regex`"),
-        (lambda saved: split_by(saved, r"(?:(?:a?){999}){999}b"), r"Split has '\)\{999', which"),
-        (lambda saved: split_by(saved, r"a{100000000}b"), r"Split has '\{10+', which"),
+        (lambda saved: split_by(saved, r"(?:ab){2}|\W"), r"Split has '\)\{2', which"),
+        (lambda saved: split_by(saved, r"a{1000}|\W"), r"Split has '\{1000', which"),
         (lambda saved: split_by(saved, r"(?:a|b{e<=1})c"), r"Split has '\{e', which"),
         (lambda saved: split_by(saved, "(?:" * 2000 + "a" + ")" * 2000), "no pattern of `regex`"),
         (lambda saved: split_by(saved, r"\w|" * 5000 + r"\W"), "more than 10,000 characters"),
@@ -374,13 +373,19 @@ def test_a_foreign_or_damaged_file_is_told(change, said, tmp_path):
         files.load_hugging_face(Tokenizer, path)
 
 
-def test_a_split_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    """That of a stranger's file: some patterns would take ages for some texts."""
-    path = tmp_path / "tokenizer.json"
+def file_with_split(folder: Path, pattern: str) -> Path:
+    """A tokenizer.json that splits texts by `pattern`."""
+    path = folder / "tokenizer.json"
     files.save_hugging_face(TOKENIZER, path)
     saved = json.loads(path.read_text(encoding="utf-8"))
-    split_by(saved, r"\w+|\W")
+    split_by(saved, pattern)
     path.write_text(json.dumps(saved), encoding="utf-8")
+    return path
+
+
+def test_a_split_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    """That of a stranger's file: some patterns would take ages for some texts."""
+    path = file_with_split(tmp_path, r"\w+|\W")
     plain, text = files.load_hugging_face(Tokenizer, path), "to and fro " * 10_000
     fast = fast_bpe.sped_up(plain, 1)
     assert plain.encode(text) == fast.encode(text)
@@ -393,12 +398,7 @@ def test_a_split_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
 
 def test_a_split_that_leaves_something_out_is_told(tmp_path):
     """After an empty match, `regex` goes on behind the character that another branch refuses."""
-    path = tmp_path / "tokenizer.json"
-    files.save_hugging_face(TOKENIZER, path)
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    split_by(saved, r"(?=a)")
-    path.write_text(json.dumps(saved), encoding="utf-8")
-    plain = files.load_hugging_face(Tokenizer, path)
+    plain = files.load_hugging_face(Tokenizer, file_with_split(tmp_path, r"(?=a)"))
     for tokenizer in (plain, fast_bpe.sped_up(plain, 1)):
         assert tokenizer.decode(tokenizer.encode("to do")) == "to do"
         with pytest.raises(UserError, match="leaves out some of this text"):
@@ -406,15 +406,11 @@ def test_a_split_that_leaves_something_out_is_told(tmp_path):
 
 
 def test_a_split_in_our_own_file_is_as_safe(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    files.save_hugging_face(TOKENIZER, path)
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    split_by(saved, r"\w+|\W")
-    path.write_text(json.dumps(saved), encoding="utf-8")
+    path = file_with_split(tmp_path, r"\w+|\W")
     files.load_hugging_face(Tokenizer, path).save(path)
     ours = json.loads(path.read_text(encoding="utf-8"))
     assert Tokenizer.load(path).encode("to do")
-    for split in (r"(?:(?:a?){999}){999}b", "(?:" * 2000 + "a" + ")" * 2000, r"(\w)\w|\W"):
+    for split in (r"(?:ab){2}|\W", "(?:" * 2000 + "a" + ")" * 2000, r"(\w)\w|\W"):
         path.write_text(json.dumps(ours | {"split": split}), encoding="utf-8")
         with pytest.raises(UserError, match="is damaged"):
             Tokenizer.load(path)

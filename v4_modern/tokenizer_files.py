@@ -43,7 +43,7 @@ NOT_LITERAL = ("lstrip", "rstrip", "single_word")
 GPT2S = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 NAMES = {pattern: name for name, pattern in SPLITS.items()} | {GPT2S: "gpt2"}
 # What means another thing to `regex` than to Hugging Face's engine, gives other words by groups, or
-# is written out when compiled: (?:(?:a{999}){999}){999} would fill the memory.
+# is written out when compiled, which may fill the memory (repeated groups, large counts).
 OTHERWISE = regex.compile(
     r"\\[hHRXKGZN]|&&|\[\[|\[[^\]]*\[:|(?<!\\)\$|(?<![\[\\])\^|\((?!\?(?:i?:|i\)|#|>|<?[=!]))|"
     r"\)\{\d+|\{\d*,?\d{4}|(?<!\\[pP])\{[\d<=]*[deis]"
