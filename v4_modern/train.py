@@ -508,7 +508,7 @@ def start_from_counts(model: LanguageModel, tokens: np.ndarray, prior: float = 2
     """
     V, C = model.embedding.weight.shape
     if C < 3 or model.head.weight is model.embedding.weight:
-        return  # two channels are taken below, and each of the two has its own part
+        return  # two channels are taken below; a tied head has no table of its own
     i, j, n = count_pairs(tokens, V)  # of each pair that is seen
     p = (torch.bincount(j, n, V) + 1) / (n.sum() + V)
     table = (p[i] * p[j]).sqrt() * (1 + n / (prior * p[j])).log()
