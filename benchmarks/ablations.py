@@ -82,6 +82,23 @@ def adamw_alone(v4: ModuleType) -> None:
     v4.make_optimizers = make_optimizers
 
 
+def decay_of_all(v4: ModuleType) -> None:
+    class Muon(v4.Muon):
+        """Its own decay is off: weights shrink before its step, which does not look at them."""
+
+        def __init__(self, parameters: Iterable, lr: float, weight_decay: float) -> None:
+            super().__init__(parameters, lr, weight_decay=0)
+            self.decay = weight_decay
+
+        def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data *= 1 - group["lr"] * self.decay
+            return super().step(closure)
+
+    v4.Muon = Muon
+
+
 def no_qk_norm(v4: ModuleType) -> None:
     class Attention(v4.Attention):
         def __init__(self, config: object) -> None:
@@ -216,6 +233,7 @@ ABLATIONS = {
         adamw_alone,
         lambda config: {"muon_learning_rate": config.learning_rate * ADAMW_SHARE},
     ),
+    "caution": Ablation("decay where updates shrink", "decay of all matrices", decay_of_all),
     "schedule": Ablation(
         "falling rate",
         f"a constant rate, {CONSTANT_SHARE:g} of the highest",

@@ -44,7 +44,7 @@ LESSONS = {
 ABLATED = {
     **dict.fromkeys(("words", "scaffolds", "bytes", "half_vocabulary", "double_vocabulary"), 2),
     **dict.fromkeys(("alibi", "rope", "learned_positions"), 5),
-    **dict.fromkeys(("muon", "schedule", "clipping"), 9),
+    **dict.fromkeys(("muon", "caution", "schedule", "clipping"), 9),
     **dict.fromkeys(("gelu", "relu2"), 7),
     **{"zeros": 8, "counts": 8, "qk_norm": 6, "layer_norm": 4},
 }

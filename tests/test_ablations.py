@@ -71,6 +71,22 @@ def test_without_muon_its_matrices_move_as_under_torchs_adamw():
     assert group["betas"] == optimizers[0].param_groups[0]["betas"]
 
 
+def test_all_matrices_decay_whatever_their_updates_do():
+    """By as much as the same step without decay leaves them larger."""
+    weights = []
+    for decay in (0.5, 0):
+        v4 = without("caution")
+        model, config = random_model(v4, weight_decay=decay)
+        muon = v4.make_optimizers(model, config)[1]
+        before = muon.param_groups[0]["params"][0].detach().clone()
+        for p in muon.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p).tril()
+        muon.step()
+        weights.append(muon.param_groups[0]["params"][0].detach())
+    lost = muon.param_groups[0]["lr"] * 0.5 * before
+    torch.testing.assert_close(weights[1] - weights[0], lost, atol=1e-6, rtol=1e-4)
+
+
 def test_a_constant_rate():
     v4 = without("schedule")
     config = small_config(v4, steps=50, learning_rate=0.5 * (50 / 1000) ** 0.25)

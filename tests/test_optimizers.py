@@ -79,8 +79,8 @@ def test_muon_equals_torchs(shape, monkeypatch):
     orthogonalize = partial(v4.orthogonalize, steps=[(3.4445, -4.7750, 2.0315)] * 4)
     monkeypatch.setattr(v4, "orthogonalize", orthogonalize)
     ours, theirs = same_start(shapes=(shape, shape))
-    left = v4.Muon(ours, lr=0.05, momentum=0.9, weight_decay=0.1)
-    right = torch.optim.Muon(theirs, lr=0.05, momentum=0.9, weight_decay=0.1, ns_steps=4)
+    left = v4.Muon(ours, lr=0.05, momentum=0.9, weight_decay=0)
+    right = torch.optim.Muon(theirs, lr=0.05, momentum=0.9, weight_decay=0, ns_steps=4)
     start = [p.detach().clone() for p in ours]
     for _ in range(4):
         for p, q in zip(ours, theirs):
@@ -91,6 +91,22 @@ def test_muon_equals_torchs(shape, monkeypatch):
     for p, q, before in zip(ours, theirs, start):
         moved = (q - before).norm()
         assert (p - q).norm() < 0.02 * moved
+
+
+def test_muon_decays_only_the_weights_that_its_update_shrinks():
+    """A second model, without decay, shows which those are."""
+    decayed, plain = same_start(shapes=((16, 16), (24, 8)))
+    optimizers = v4.Muon(decayed, lr=0.1, weight_decay=0.5), v4.Muon(plain, lr=0.1, weight_decay=0)
+    start = [p.detach().clone() for p in plain]
+    for p, q in zip(decayed, plain):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    for p, q, before in zip(decayed, plain, start):
+        shrunk = (q - before) * before < 0
+        assert 0.2 < shrunk.float().mean() < 0.8
+        close(p, torch.where(shrunk, q - 0.05 * before, q), 1e-6)
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))

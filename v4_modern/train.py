@@ -558,7 +558,7 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
 
-# a, b, c of each step: optimal given the steps before it, for singular values above 0.006.
+# Polar Express: in each step, the best a, b, c after those before, for singular values > 0.006.
 NEWTON_SCHULZ = (
     (8.25684, -24.26528, 17.95890),
     (3.85496, -2.87841, 0.55436),
@@ -571,8 +571,7 @@ def orthogonalize(x: Tensor, steps: Sequence[tuple[float, float, float]] = NEWTO
     times the matrix's Frobenius norm end up between 0.56 and 1.44.
 
     Newton-Schulz iteration: a x + b (x x') x + c (x x')^2 x has x's singular vectors, and singular
-    values a s + b s^3 + c s^5; in each step, with the a, b, c that err least (Polar Express, Amsel
-    et al. 2025).
+    values a s + b s^3 + c s^5; here, with the a, b, c that err least (Amsel et al. 2025).
     """
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x  # so that x x' is small
@@ -588,6 +587,7 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalized momentum (Jordan et al. 2024), for matrices that multiply hidden vectors.
 
     A gradient moves a few directions a lot and the others hardly at all; here all move equally.
+    A weight decays only where its update shrinks it, too (Chen et al. 2025, algorithm 1).
     Matrices of the same shape are processed together; each must have a gradient.
     """
 
@@ -612,7 +612,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = grads.lerp(means, group["momentum"])  # Nesterov momentum
                 factor = sqrt(max(1, rows / columns))  # the entries of a tall update are smaller
                 for p, update in zip(parameters, orthogonalize(ahead)):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.mul_(1 - group["lr"] * group["weight_decay"] * (p * update >= 0))
                     p.sub_(update, alpha=group["lr"] * factor)
         return loss
 
