@@ -132,16 +132,15 @@ def run_all(
     todo = [(version, seed) for seed in range(budget.seeds) for version in runs]
     start = train_or_diverge if may_diverge else train
     records = []
-    with progress(
-        total=len(todo), desc="runs", bar_format="{l_bar}{bar}| {elapsed}<{remaining}"
-    ) as bar:
+    shown = "{l_bar}{bar}| {elapsed}<{remaining}"
+    with progress(total=len(todo), desc="runs", unit="runs", bar_format=shown) as bar:
         for done, (version, seed) in enumerate(todo):
-            bar.set_description(f"{version}, seed {seed}")
+            bar.set_description_str(f"{version}, seed {seed}")
             program, settings = programs[version], runs[version]
             steps = settings.get("steps") or load_program(program).Config().steps
 
             def show(step: int, done: int = done, steps: int = steps) -> None:
-                bar.n = done + step / steps
+                bar.n = round(done + step / steps, 1)
                 bar.refresh()
 
             run = partial(start, version, threads=budget.threads, progress=show, program=program)

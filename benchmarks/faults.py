@@ -615,7 +615,7 @@ def break_all(options: Options) -> dict:
         subjects = {v: Subject(v, text, Path(folder) / v, SIZES) for v in versions}
         bar = progress(jobs, unit="fault")
         for version, fault in bar:
-            bar.set_description(f"{fault} {version}")
+            bar.set_description_str(f"{fault} {version}")
             subject = subjects[version]
             subject.folder.mkdir(exist_ok=True)
             chance = random.Random(f"{options.seed} {version} {fault}")

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
@@ -23,6 +24,7 @@ class progress(tqdm):  # noqa: N801 - as tqdm, which it is on a terminal
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.shown = monotonic()
         if not self.on_terminal:
             options |= {"mininterval": SECONDS, "delay": SECONDS, "disable": sys.stderr is None}
             options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}<{remaining}]"
@@ -32,8 +34,10 @@ class progress(tqdm):  # noqa: N801 - as tqdm, which it is on a terminal
         try:
             if self.on_terminal:
                 super().display(msg, pos)
-            elif msg is None:
+            # Not at each `refresh`; tqdm, which asks every SECONDS, may be a little early.
+            elif msg is None and monotonic() >= self.shown + 0.9 * SECONDS:
                 print(self, file=sys.stderr)
+                self.shown = monotonic()
         except OSError:
             self.disable = True
             discard(2)

@@ -316,7 +316,11 @@ def test_a_run_without_any_output(corpus_file, tmp_path):
 
 
 def test_progress_in_a_log_is_plain_lines(monkeypatch, capsys):
+    """However often it is asked to show itself."""
     assert list(progress(range(3), desc="quick")) == [0, 1, 2]
+    with progress(total=3, desc="quick") as bar:
+        bar.set_description_str("still quick")
+        bar.refresh()
     assert capsys.readouterr().err == ""  # no line is worth it
     monkeypatch.setattr("shared.terminal.SECONDS", 0)
     assert list(progress(range(3), desc="slow", unit="MB", miniters=1)) == [0, 1, 2]
