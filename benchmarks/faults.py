@@ -349,7 +349,11 @@ def stop(subject: Subject, chance: random.Random, options: Options) -> Trials:
             lost = damaged_files(out) or ", ".join(path.name for path in out.rglob("*.tmp"))
             if outcome.status != 128 + number or "Traceback" in outcome.errors:
                 lost = f"status {outcome.status}: {outcome.errors[-200:]}"
-            elif fault[0] in ("step", "checkpoint") and "--resume" not in outcome.errors:
+            elif (
+                fault[0] in ("step", "checkpoint")
+                and outcome.ended != "in end"  # all its steps were done before the signal came
+                and "--resume" not in outcome.errors
+            ):
                 lost = "does not say how to go on"
             yield f"{signal.Signals(number).name} in {fault[0]}", "resumed", lost
         start(subject, out)

@@ -17,6 +17,7 @@ import zipfile
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,27 @@ def test_a_process_stopped_by_the_benchmark(corpus_file, tmp_path, monkeypatch, 
     trials = list(faults.stop(stopped, random.Random(0), faults.Options(rounds=1)))
     assert [where for where, *_ in trials] == ["SIGINT in step", "the run after its stops"]
     assert lost(trials) == []
+
+
+@pytest.mark.parametrize(
+    "ended, said, is_lost",
+    [
+        ("in checkpoint", "stopped at step 5, saved; --resume --out run continues", False),
+        ("in step", "stopped", True),
+        ("between phases", "stopped", True),
+        ("in end", "stopped", False),  # a signal meant for a step, which took less time than usual
+    ],
+)
+def test_a_stopped_run_that_has_steps_to_go_must_say_how(
+    ended, said, is_lost, tmp_path, monkeypatch
+):
+    outcome = faults.Outcome(128 + signal.SIGINT, said, [], ended)
+    monkeypatch.setattr(faults, "start", lambda *_: outcome)
+    monkeypatch.setattr(faults, "moments", lambda *_: [("step", 1, 0.0, signal.SIGINT)])
+    monkeypatch.setattr(faults, "difference", lambda *_: "")
+    subject = SimpleNamespace(version="v0_bigram", folder=tmp_path)
+    (trial, _) = faults.stop(subject, random.Random(0), faults.Options(rounds=1))
+    assert bool(trial[2]) == is_lost
 
 
 STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # Windows has only the first
