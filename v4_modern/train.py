@@ -558,7 +558,7 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
 
-# Polar Express: in each step, the best a, b, c after those before, for singular values > 0.006.
+# Polar Express: each step's a, b, c are optimal given those before, for singular values > 0.006.
 NEWTON_SCHULZ = (
     (8.25684, -24.26528, 17.95890),
     (3.85496, -2.87841, 0.55436),
