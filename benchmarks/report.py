@@ -36,6 +36,7 @@ from benchmarks.common import (
     RESULTS,
     idea,
     load_version,
+    sections_of,
     source,
     what_it_depends_on,
 )
@@ -147,6 +148,14 @@ def draw_map(tokens: list[list]) -> Figure:
         axes.annotate(text, (x, y), fontsize=7.5, ha="center", va="bottom", **paint)
     axes.set(xlabel="first axis", ylabel="second axis")
     axes.legend(markerscale=5, loc="upper right")
+    figure.draw_without_rendering()  # places the labels
+    kept = []  # of labels in the same place, that of the most frequent token
+    for label in axes.texts:
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            label.set_visible(False)
+        else:
+            kept.append(box)
     return figure
 
 
@@ -172,7 +181,10 @@ def page(
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
     with pyplot.rc_context(ink()):
-        biases = [(name, attention_scores(name, 64)) for name in names]
+        positions = {}  # section 5 -> the first version that has it so
+        for name in names:
+            positions.setdefault(sections_of(source(name))["5. Model: position"], name)
+        biases = [(name, attention_scores(name, 64)) for name in positions.values()]
         drawn = {
             "bits": svg(pictures.draw_bits(results), "bits per byte against time and text"),
             "rates": svg(pictures.draw_rates(results), "learning rates"),
