@@ -126,4 +126,5 @@ def test_a_run_draws_in_its_own_colours_beside_the_benchmarks():
     """Some trials of faults.py run in its process, others not, and their pictures are compared."""
     figure, (axes,) = pictures.axes_of(1)
     assert axes.plot([0, 1])[0].get_color() == pictures.BLUE
-    assert Figure().subplots().plot([0, 1])[0].get_color() == "#1f77b4"
+    run_line = Figure().subplots().plot([0, 1], "C0-")[0]  # as in shared/curves.py
+    assert colors.to_hex(run_line.get_color()) == "#1f77b4"
