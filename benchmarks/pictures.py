@@ -12,7 +12,6 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
 import numpy as np
-from cycler import cycler
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ from shared.run import QUICK_BYTES
 # Of the versions, in order; chosen for distance to eyes that lack one kind of cone, too.
 COLOURS = "#949494", "#946232", "#2f6fc0", "#d98200", "#9a3cff", "#e0629e"
 BLUE, ORANGE = COLOURS[2:4]
-pyplot.rcParams["axes.prop_cycle"] = cycler(color=[*COLOURS[2:], *COLOURS[:2]])
+CYCLE = [*COLOURS[2:], *COLOURS[:2]]  # of lines that are of no version
 LABEL_GAP, LABEL_WIDTH = 0.065, 0.15  # of the labels of lines, as shares of height and width
 MEDIAN_OF = 9  # points around each, in the running median of a long run's times
 HEAD = {"va": "center", "fontsize": 10.5, "fontweight": "bold"}
@@ -97,6 +96,7 @@ def axes_of(
     size = (count * width, rows * height)
     figure, axes = pyplot.subplots(rows, count, figsize=size, layout="constrained", squeeze=False)
     for each in axes.flat:
+        each.set_prop_cycle(color=CYCLE)  # not for all figures: a run draws its own, too
         each.grid(alpha=0.15)
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes.flat)

@@ -11,6 +11,8 @@ import io
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ from benchmarks.common import (
     RESULTS,
     idea,
     load_version,
+    sections_of,
     source,
     what_it_depends_on,
 )
@@ -63,11 +66,18 @@ class Options:
 # ---- pictures ----
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of glyphs that matplotlib lacks: the browser draws the text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
+
+
 def svg(figure: Figure, label: str) -> markupsafe.Markup:
     """`figure` as SVG to embed in the page, with text and axes in the colour of the page's text."""
     buffer = io.StringIO()
-    with warnings.catch_warnings():  # glyphs that matplotlib lacks: the browser draws the text
-        warnings.filterwarnings("ignore", "Glyph")
+    with quiet():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     pyplot.close(figure)
     text = buffer.getvalue().replace(INK, "currentColor")
@@ -129,7 +139,8 @@ def draw_scores(version: str, scores: torch.Tensor) -> Figure:
 
 
 def draw_map(tokens: list[list]) -> Figure:
-    """The tokens on the map, coloured by the kind of their characters."""
+    """The tokens on the map, coloured by the kind of their characters; of labels that would be in
+    the same place, only that of the most frequent token is shown."""
     figure, (axes,) = pictures.axes_of(1, width=9, height=6.5)
     kinds = {
         "a word or the start of one": lambda t: t.startswith(" ") and t[1:].isalpha(),
@@ -141,12 +152,21 @@ def draw_map(tokens: list[list]) -> Figure:
         number, kind = next((i, k) for i, k in enumerate(kinds) if kinds[k](token))
         label = None if kind in seen else kind
         seen.add(kind)
-        paint = {"color": f"C{number}"}
+        paint = {"color": pictures.CYCLE[number]}
         axes.plot(x, y, ".", markersize=2, alpha=0.6, label=label, **paint)
         text = visible(token).replace("$", r"\$")
         axes.annotate(text, (x, y), fontsize=7.5, ha="center", va="bottom", **paint)
     axes.set(xlabel="first axis", ylabel="second axis")
     axes.legend(markerscale=5, loc="upper right")
+    with quiet():
+        figure.draw_without_rendering()  # places the labels
+    kept = []
+    for label in axes.texts:
+        box = label.get_window_extent()
+        if any(box.overlaps(other) for other in kept):
+            label.set_visible(False)
+        else:
+            kept.append(box)
     return figure
 
 
@@ -172,7 +192,10 @@ def page(
     rows = compare.summarize(results)
     names = [row["version"] for row in rows]
     with pyplot.rc_context(ink()):
-        biases = [(name, attention_scores(name, 64)) for name in names]
+        positions = {}  # section 5 -> the first version that has it so
+        for name in names:
+            positions.setdefault(sections_of(source(name))["5. Model: position"], name)
+        biases = [(name, attention_scores(name, 64)) for name in positions.values()]
         drawn = {
             "bits": svg(pictures.draw_bits(results), "bits per byte against time and text"),
             "rates": svg(pictures.draw_rates(results), "learning rates"),

@@ -512,6 +512,14 @@ def test_positions_alone():
     assert report.attention_scores("v1_char_transformer", 8) is None
 
 
+def test_labels_on_the_map_do_not_overlap():
+    figure = report.draw_map([[" the", 0, 0], [" of", 0.01, 0], [" in", 5, 5], ["$", 5, 0]])
+    (axes,) = figure.axes
+    shown = [label for label in axes.texts if label.get_visible()]
+    assert [label.get_text() for label in shown] == ["·the", "·in", r"\$"]
+    assert len(axes.lines) == 4
+
+
 def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report_data, "places", lambda results: {})  # no runs of one's own

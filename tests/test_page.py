@@ -60,7 +60,7 @@ def test_the_page_in_a_browser(browser, address, width, colours):
     # Nothing is fetched but the page itself, nothing complains.
     assert [url for url in asked if not url.startswith("data:")] == [address] and errors == []
     # Every picture is there: drawings have a size, images within them are decoded.
-    assert page.locator("figure svg").count() == 9  # positions of v2, v3 and v4; the climb
+    assert page.locator("figure svg").count() == 8  # positions of v2 and v3; the climb
     for drawing in page.locator("figure svg").all():
         box = drawing.bounding_box()
         assert box["width"] > 100 and box["height"] > 100

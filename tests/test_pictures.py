@@ -120,3 +120,10 @@ def test_steps_are_whole_numbers(tmp_path, monkeypatch, real_pictures):
     shared.run.draw_loss(rows, tmp_path / "loss.png", "title")
     ticks = [tick for axes in figures[0].axes for tick in axes.get_xticks()]
     assert ticks and all(tick == round(tick) for tick in ticks)
+
+
+def test_a_run_draws_in_its_own_colours_beside_the_benchmarks():
+    """Some trials of faults.py run in its process, others not, and their pictures are compared."""
+    figure, (axes,) = pictures.axes_of(1)
+    assert axes.plot([0, 1])[0].get_color() == pictures.BLUE
+    assert Figure().subplots().plot([0, 1])[0].get_color() == "#1f77b4"
