@@ -38,7 +38,7 @@ from benchmarks.common import (
     RESULTS,
     idea,
     load_version,
-    sections_of,
+    sections,
     source,
     what_it_depends_on,
 )
@@ -194,7 +194,7 @@ def page(
     with pyplot.rc_context(ink()):
         positions = {}  # section 5 -> the first version that has it so
         for name in names:
-            positions.setdefault(sections_of(source(name))["5. Model: position"], name)
+            positions.setdefault(sections(name)["5. Model: position"], name)
         biases = [(name, attention_scores(name, 64)) for name in positions.values()]
         drawn = {
             "bits": svg(pictures.draw_bits(results), "bits per byte against time and text"),
